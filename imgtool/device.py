@@ -1,0 +1,247 @@
+"""BlockDevice: a virtual disk.
+
+The one place where guest ranges are checked. Everything is in bytes and positional: a device has
+no seek position, so any number of threads may use one at once. Drivers implement the hooks whose
+names begin with an underscore; those are always called with ranges inside the disk and never empty.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from imgtool.errors import BadOption, ImageError, OutOfRange, ReadOnly
+from imgtool.extent import Extent, coalesce
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+    from typing_extensions import Self
+
+    from imgtool.storage.base import Storage
+
+
+class Limits(NamedTuple):
+    """What a device prefers. All numbers are bytes; none is needed for correctness."""
+
+    alignment: int = 1
+    preferred: int = 64 << 10
+    largest: int = 32 << 20
+
+
+class BlockDevice(abc.ABC):
+    """A virtual disk of ``size`` bytes.
+
+    ``name`` is the file's name as given; ``format`` the name of its format; ``read_only`` whether
+    writes raise :class:`~imgtool.errors.ReadOnly`. Reads and writes outside ``[0, size)`` raise
+    :class:`~imgtool.errors.OutOfRange`; nothing is ever read or written short.
+    """
+
+    name: str
+    format: str
+    read_only: bool = True
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """The virtual size in bytes: what a guest sees."""
+
+    @property
+    def limits(self) -> Limits:
+        """The request sizes and alignment that suit this device."""
+        return Limits()
+
+    @property
+    def children(self) -> Mapping[str, BlockDevice | Storage]:
+        """What the device reads from, by role: ``file``, ``data-file``, ``backing``."""
+        return {}
+
+    @property
+    def backing(self) -> BlockDevice | None:
+        """The device that unallocated ranges are read from, if there is one."""
+        return None
+
+    # Reading
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return the ``length`` bytes at ``offset``."""
+        self._check(offset, length)
+        if not length:
+            return b""
+        buffer = bytearray(length)
+        self._read(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: WriteableBuffer) -> None:
+        """Fill ``buffer`` with the bytes at ``offset``."""
+        view = memoryview(buffer).cast("B")
+        self._check(offset, len(view))
+        if view:
+            self._read(offset, view)
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """Cover a range (the whole disk by default), through the backing chain, with extents.
+
+        They are contiguous, in order, coalesced, and nothing is missing.
+        """
+        if length is None:
+            length = self.size - offset
+        self._check(offset, length)
+        return coalesce(self._extents(offset, length)) if length else iter(())
+
+    def as_file(self) -> DeviceFile:
+        """Return a raw file object over the disk, with a position of its own.
+
+        Closing it leaves the device open. Several may be in use at once.
+        """
+        return DeviceFile(self)
+
+    # Writing
+
+    def write_at(self, offset: int, data: ReadableBuffer) -> None:
+        """Write ``data`` at ``offset``. It is durable after :meth:`flush`."""
+        view = memoryview(data).cast("B")
+        self._check_write(offset, len(view))
+        if view:
+            self._write(offset, view)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
+        """Make a range read as zeros; with ``unmap``, give its host storage back where possible."""
+        self._check_write(offset, length)
+        if length:
+            self._write_zeroes(offset, length, unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Say that a range is no longer needed. What it reads as afterwards is not defined."""
+        self._check_write(offset, length)
+        if length:
+            self._discard(offset, length)
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
+        if not self.read_only:
+            self._flush()
+
+    def resize(self, size: int) -> None:
+        """Set the virtual size; what comes into being reads as zeros."""
+        if self.read_only:
+            raise ReadOnly("The disk is open read-only", filename=self.name)
+        if size < 0:
+            raise BadOption(f"A disk cannot have {size} bytes", filename=self.name)
+        self._resize(size)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flush and release everything. Closing twice is harmless."""
+
+    # Hooks
+
+    @abc.abstractmethod
+    def _read(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with the bytes at ``offset``."""
+
+    @abc.abstractmethod
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Cover the range with extents, contiguous and in order; they need not be coalesced."""
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        raise self._cannot("be written")
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        step = min(length, 1 << 20)
+        zeros = memoryview(bytes(step))
+        for start in range(offset, offset + length, step):
+            self._write(start, zeros[: offset + length - start])
+
+    def _discard(self, offset: int, length: int) -> None:
+        """Do nothing: a discard is only a hint."""
+
+    def _flush(self) -> None:
+        raise self._cannot("be flushed")
+
+    def _resize(self, size: int) -> None:
+        raise self._cannot("be resized")
+
+    def _cannot(self, what: str) -> ImageError:
+        return ImageError(f"Images of format '{self.format}' cannot {what}", filename=self.name)
+
+    # Checks
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise OutOfRange(
+                f"Offset {offset} with length {length} lies outside the disk of {self.size} bytes",
+                filename=self.name,
+            )
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise ReadOnly("The disk is open read-only", filename=self.name)
+        self._check(offset, length)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class DeviceFile(io.RawIOBase):
+    """A disk as a raw, seekable file of fixed length, for libraries that want one.
+
+    Reads at the end are short, as a file's are; writes stop at the end of the disk.
+    """
+
+    def __init__(self, device: BlockDevice) -> None:
+        super().__init__()
+        self._device = device
+        self._position = 0
+
+    @property
+    def name(self) -> str:
+        return self._device.name
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return not self._device.read_only
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._device.size}
+        if whence not in base:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
+        position = base[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._device.size - self._position))
+        self._device.read_into(self._position if count else 0, view[:count])
+        self._position += count
+        return count
+
+    def write(self, data: ReadableBuffer) -> int:
+        view = memoryview(data).cast("B")
+        count = max(0, min(len(view), self._device.size - self._position))
+        if view and not count:
+            raise OutOfRange("No space is left behind the end of the disk", filename=self.name)
+        self._device.write_at(self._position if count else 0, view[:count])
+        self._position += count
+        return count

@@ -156,7 +156,7 @@ class BlockDevice(abc.ABC):
             self._write(start, zeros[: offset + length - start])
 
     def _discard(self, offset: int, length: int) -> None:
-        """Do nothing: a discard is only a hint."""
+        return None  # a discard is only a hint
 
     def _flush(self) -> None:
         raise self._cannot("be flushed")

@@ -41,7 +41,9 @@ class CorruptImage(ImageError):
     ``what`` names the structure, ``offset`` is its byte offset in the file, if known.
     """
 
-    def __init__(self, what: str, offset: int | None = None, *, filename: str | None = None) -> None:
+    def __init__(
+        self, what: str, offset: int | None = None, *, filename: str | None = None
+    ) -> None:
         where = "" if offset is None else f" (at offset {offset:#x})"
         super().__init__(f"{what}{where}", filename=filename)
         self.what = what

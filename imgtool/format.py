@@ -2,21 +2,27 @@
 
 A plugin is one folder under ``formats/`` (or a package that registers the entry point group
 ``imgtool.formats``) whose ``__init__`` holds ``FORMAT``. Declaring a format imports nothing heavy:
-``driver`` names the module that does the work, and it is loaded when an image is opened.
+it names the functions that do the work, and their modules are loaded when they are called for.
 """
 
 from __future__ import annotations
 
+import abc
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from imgtool.errors import BadOption
 from imgtool.options import OptionTable
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from imgtool.chain import Opener
     from imgtool.device import BlockDevice
+    from imgtool.extent import Extent
     from imgtool.storage.base import Storage
 
 #: How many bytes of the start and of the end of a file a probe is shown.
@@ -24,22 +30,106 @@ PROBE_HEAD = 4096
 PROBE_TAIL = 1024
 
 
-class Driver(Protocol):
-    """What a driver module offers. Values of ``options`` have been checked against the table."""
+@dataclass
+class CheckResult:
+    """What a check found. Counts are clusters, offsets bytes.
 
-    def open_device(
+    ``messages`` are the findings one by one, in order and bounded in number, as
+    ``(severity, text)`` with severity ``ERROR`` or ``Leaked cluster``-like prefixes left to text.
+    """
+
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    messages: list[str] = field(default_factory=list)
+
+
+class Measurement(NamedTuple):
+    """How large a new image's file will be, in bytes: as ``qemu-img measure`` counts.
+
+    ``required`` holds what is allocated in the source; ``fully_allocated`` holds everything;
+    ``bitmaps`` is what the source's persistent bitmaps need, None if it has none to copy.
+    """
+
+    required: int
+    fully_allocated: int
+    bitmaps: int | None = None
+
+
+class Measure(Protocol):
+    """Predicts the file size of a new image of ``size`` bytes with these ``options``.
+
+    ``extents`` cover the source, ``None`` where there is none (nothing is allocated then).
+    """
+
+    def __call__(
+        self, size: int, options: Mapping[str, Any], extents: Iterable[Extent] | None
+    ) -> Measurement: ...
+
+
+class NewImage(abc.ABC):
+    """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
+
+    :meth:`finish` writes the structure that makes it an image, last of all. Closing without it
+    leaves a file that no format claims.
+    """
+
+    device: BlockDevice
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Flush everything and make the file an image."""
+
+    def close(self) -> None:
+        """Release the files. Closing twice is harmless."""
+        self.device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OpenDevice(Protocol):
+    """Opens the image in ``storage``; files that it names are asked of ``opener``.
+
+    Takes over ``storage``: closing the device closes it. On error it is left open. ``options``
+    have been checked against the format's table.
+    """
+
+    def __call__(
         self, storage: Storage, opener: Opener, options: Mapping[str, Any]
-    ) -> BlockDevice:
-        """Return the disk in ``storage``; files that the image names are asked of ``opener``.
+    ) -> BlockDevice: ...
 
-        Takes over ``storage``: closing the device closes it. On error it is left open.
-        """
 
-    def create(self, storage: Storage, size: int, opener: Opener, options: Mapping[str, Any]) -> None:
-        """Write an empty image of ``size`` bytes into ``storage``, which is empty.
+class CreateImage(Protocol):
+    """Begins an image of ``size`` bytes in ``storage``, which is empty and is taken over.
 
-        The structure that makes the file an image comes last.
-        """
+    ``options`` have been checked against the format's table. The caller has checked that backing
+    and data file may be used and has created the data file, ``data``, if one is asked for.
+    ``backing`` is the open backing image, if there is one and it was to be looked at.
+    """
+
+    def __call__(
+        self,
+        storage: Storage,
+        size: int,
+        options: Mapping[str, Any],
+        *,
+        data: Storage | None = None,
+        backing: BlockDevice | None = None,
+    ) -> NewImage: ...
 
 
 @dataclass(frozen=True)
@@ -47,21 +137,58 @@ class Format:
     """An image format.
 
     ``probe(head, tail)`` scores from 0 (certainly not) to 100 (certainly) how likely a file is to
-    be of this format, given its first and last bytes. ``features`` lists what the driver can do:
-    ``create``, ``write``, ``resize``, ``backing``, ``compress``, ``check``, ``snapshots``,
-    ``bitmaps``, ``zero-clusters``, ``data-file``.
+    be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
+    ``checker``, ``measurer`` and ``describer`` name functions as ``module:function``; an empty one
+    says that the format lacks the operation. ``features`` lists what the driver can do: ``create``,
+    ``write``, ``resize``, ``backing``, ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``,
+    ``data-file``.
     """
 
     name: str
     description: str
     probe: Callable[[bytes, bytes], int]
-    driver: str
+    opener: str
+    creator: str = ""
+    checker: str = ""
+    measurer: str = ""
+    describer: str = ""
     aliases: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     create_options: OptionTable = field(default_factory=OptionTable)
     open_options: OptionTable = field(default_factory=OptionTable)
     features: frozenset[str] = frozenset()
 
-    def load(self) -> Driver:
-        """Import the driver module."""
-        return cast(Driver, importlib.import_module(self.driver))
+    def load_opener(self) -> OpenDevice:
+        """Import the function that opens images of this format."""
+        return cast(OpenDevice, _load(self.opener))
+
+    def load_creator(self) -> CreateImage:
+        """Import the function that creates images; raises :class:`BadOption` if there is none."""
+        if not self.creator:
+            raise BadOption(f"Format '{self.name}' cannot be created: it is read-only in imgtool")
+        return cast(CreateImage, _load(self.creator))
+
+    def load_checker(self) -> Callable[[BlockDevice], CheckResult] | None:
+        """Import the function that checks an open image, or None if the format has no checks."""
+        return (
+            cast("Callable[[BlockDevice], CheckResult]", _load(self.checker))
+            if self.checker
+            else None
+        )
+
+    def load_measurer(self) -> Measure | None:
+        """Import the function that predicts file sizes, or None if the format has none."""
+        return cast("Measure", _load(self.measurer)) if self.measurer else None
+
+    def load_describer(self) -> Callable[[BlockDevice], dict[str, Any]] | None:
+        """Import the function that gives ``info`` what is particular to the format."""
+        return (
+            cast("Callable[[BlockDevice], dict[str, Any]]", _load(self.describer))
+            if self.describer
+            else None
+        )
+
+
+def _load(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)

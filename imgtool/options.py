@@ -132,6 +132,8 @@ def split_pairs(text: str) -> list[tuple[str, str]]:
                 raise BadOption(f"Invalid option list: '{text}'")
             continue
         if not equals:
-            name, value = (name[2:], "off") if name.startswith("no") and name != "nocow" else (name, "on")
+            name, value = (
+                (name[2:], "off") if name.startswith("no") and name != "nocow" else (name, "on")
+            )
         pairs.append((name, value))
     return pairs

@@ -12,7 +12,9 @@ GiB = 1 << 30
 TiB = 1 << 40
 
 _SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_SIZE = re.compile(r"(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d*)?|\.\d+)(?P<suffix>[bkmgtpeBKMGTPE]?)")
+_SIZE = re.compile(
+    r"(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d*)?|\.\d+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
+)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 #: The largest size that a signed 64-bit file offset holds.
@@ -31,7 +33,7 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
             raise BadOption(
-                f"Invalid size '{text}': give bytes, or a number with a suffix b, k, M, G, T, P or E"
+                f"Invalid size '{text}': give bytes, or a number with one of the suffixes bkMGTPE"
             )
         number, shift = match["number"], _SUFFIXES[match["suffix"].lower()]
         if number[:2] in ("0x", "0X"):

@@ -117,7 +117,7 @@ class Storage(abc.ABC):
         """Make everything written durable (fsync)."""
 
     def fileno(self) -> int | None:
-        """The descriptor of a plain host file, for copies inside the kernel; None if there is none."""
+        """The descriptor of a plain host file, for copies inside the kernel, or None."""
         return None
 
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> int:

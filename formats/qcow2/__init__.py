@@ -1,0 +1,66 @@
+"""qcow2: QEMU's copy-on-write format, versions 2 and 3."""
+
+from imgtool.format import Format
+from imgtool.options import Option, OptionTable
+
+
+def _probe(head: bytes, tail: bytes) -> int:
+    if head[:4] == b"QFI\xfb" and int.from_bytes(head[4:8], "big") >= 2:
+        return 100
+    return 0
+
+
+FORMAT = Format(
+    name="qcow2",
+    description="QEMU copy-on-write, version 2 and 3",
+    probe=_probe,
+    opener="imgtool.formats.qcow2.driver:open_device",
+    creator="imgtool.formats.qcow2.create:create",
+    checker="imgtool.formats.qcow2.check:check",
+    measurer="imgtool.formats.qcow2.measure:measure",
+    describer="imgtool.formats.qcow2.describe:describe",
+    suffixes=(".qcow2", ".qcow2c"),
+    create_options=OptionTable(
+        (
+            Option("size", "size", "Virtual disk size"),
+            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+            Option("backing_file", "str", "File name of a base image"),
+            Option("backing_fmt", "str", "Image format of the base image"),
+            Option("cluster_size", "size", "qcow2 cluster size"),
+            Option(
+                "preallocation",
+                "str",
+                "Preallocation mode",
+                choices=("off", "metadata", "falloc", "full"),
+            ),
+            Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
+            Option("refcount_bits", "num", "Width of a reference count entry in bits"),
+            Option("extended_l2", "bool (on/off)", "Extended L2 tables"),
+            Option(
+                "compression_type", "str", "Compression method used for image cluster compression"
+            ),
+            Option("data_file", "str", "File name of an external data file"),
+            Option(
+                "data_file_raw",
+                "bool (on/off)",
+                "The external data file must stay valid as a raw image",
+            ),
+            Option("nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"),
+        )
+    ),
+    open_options=OptionTable(
+        (Option("snapshot", "str", "Id or name of the internal snapshot to open"),)
+    ),
+    features=frozenset(
+        (
+            "create",
+            "write",
+            "backing",
+            "compress",
+            "snapshots",
+            "bitmaps",
+            "zero-clusters",
+            "data-file",
+        )
+    ),
+)

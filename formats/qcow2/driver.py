@@ -1,0 +1,265 @@
+"""The qcow2 driver: opens an image and answers what is mapped where."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from imgtool.device import BlockDevice, Limits
+from imgtool.errors import CorruptImage, ImageError, ReadOnly
+from imgtool.extent import Extent
+from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
+from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.l2 import L2Reader
+from imgtool.formats.qcow2.schema import Compression, Crypt
+from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
+from imgtool.formats.qcow2.tables import L2Tables, read_l1
+from imgtool.mapped import MappedDevice
+from imgtool.storage.base import Storage
+
+if TYPE_CHECKING:
+    from imgtool.chain import Opener
+
+#: Decoded clusters that one open disk keeps, for readers that take small steps.
+_DECODED_BYTES = 4 << 20
+
+
+class Qcow2Device(MappedDevice):
+    """A qcow2 disk: the active one, or that of an internal snapshot.
+
+    ``storage`` is the image's own file, ``data`` the file in which data clusters lie: the same,
+    or the external data file (None if the image was opened for its metadata alone).
+    """
+
+    format = "qcow2"
+
+    def __init__(
+        self,
+        storage: Storage,
+        header: Header,
+        l1: array[int],
+        *,
+        data: Storage | None,
+        backing: BlockDevice | None,
+        snapshot: Snapshot | None = None,
+        follow: bool = True,
+    ) -> None:
+        self.storage = storage
+        self.header = header
+        self.data = data
+        self.snapshot = snapshot
+        self.name = storage.name
+        self._backing = backing
+        self._size = header.size
+        if snapshot is not None and snapshot.disk_size is not None:
+            self._size = snapshot.disk_size
+        self._tables = L2Tables(storage, header.geometry, l1)
+        self._l2 = L2Reader(
+            header.geometry,
+            storage,
+            data if data is not None else storage,
+            zero_flag=header.version >= 3 and not header.geometry.extended_l2,
+            external_data=header.has_data_file,
+        )
+        self._decoded: OrderedDict[int, bytes] = OrderedDict()
+        self._decoded_lock = threading.Lock()
+        self._incomplete = None if follow else _missing(header, data)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(alignment=self.header.geometry.subcluster_size)
+
+    @property
+    def children(self) -> Mapping[str, BlockDevice | Storage]:
+        found: dict[str, BlockDevice | Storage] = {"file": self.storage}
+        if self.data is not None and self.data is not self.storage:
+            found["data-file"] = self.data
+        if self._backing is not None:
+            found["backing"] = self._backing
+        return found
+
+    @cached_property
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots, in the order of their table."""
+        return read_snapshots(self.storage, self.header)
+
+    @cached_property
+    def bitmaps(self) -> list[Bitmap]:
+        """The persistent bitmaps, in the order of their directory."""
+        return read_bitmaps(self.storage, self.header)
+
+    @property
+    def _cluster_size(self) -> int:
+        return self.header.geometry.cluster_size
+
+    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+        geometry = self.header.geometry
+        coverage = geometry.l2_coverage
+        end = offset + length
+        while offset < end:
+            l1_index = offset // coverage
+            stop = min(end, (l1_index + 1) * coverage)
+            table = self._l2_table(l1_index)
+            if table is None:
+                yield self._l2.unmapped(offset, stop - offset)
+            else:
+                yield from self._map_clusters(table, l1_index * coverage, offset, stop)
+            offset = stop
+
+    def _l2_table(self, l1_index: int) -> array[int] | None:
+        # A snapshot's L1 table may be shorter than its disk: what it lacks is unallocated.
+        if l1_index >= len(self._tables.l1):
+            return None
+        try:
+            return self._tables.get(l1_index)
+        except CorruptImage as error:
+            raise error.in_file(self.name) from None
+
+    def _map_clusters(
+        self, table: array[int], base: int, offset: int, end: int
+    ) -> Iterator[Extent]:
+        """Map ``[offset, end)`` through the L2 table that maps from ``base`` on."""
+        bits = self.header.geometry.cluster_bits
+        first = (offset - base) >> bits
+        count = ((end - base - 1) >> bits) + 1 - first
+        try:
+            for extent in self._l2.extents(table, first, count, base + (first << bits)):
+                if extent.offset >= offset and extent.end <= end:
+                    yield extent
+                elif extent.offset < end and extent.end > offset:
+                    yield extent.clip(offset, end)
+        except CorruptImage as error:
+            raise error.in_file(self.name) from None
+
+    def _decode(self, extent: Extent) -> bytes:
+        assert extent.host_offset is not None
+        key = extent.host_offset
+        with self._decoded_lock:
+            cluster = self._decoded.get(key)
+            if cluster is not None:
+                self._decoded.move_to_end(key)
+                return cluster
+        cluster = self._decompress(key, extent.encoded_length)
+        if extent.length < self._cluster_size:
+            # A part was asked for, so the next request is likely for another part.
+            with self._decoded_lock:
+                self._decoded[key] = cluster
+                while len(self._decoded) > max(1, _DECODED_BYTES // self._cluster_size):
+                    self._decoded.popitem(last=False)
+        return cluster
+
+    def _decompress(self, offset: int, length: int) -> bytes:
+        from imgtool import codecs
+
+        if offset >= self.storage.size():
+            raise CorruptImage(
+                "A compressed cluster lies past the end of the file", offset, filename=self.name
+            )
+        data = self.storage.read_at(offset, length)
+        decompress = (
+            codecs.zstd_decompress
+            if self.header.compression is Compression.ZSTD
+            else codecs.inflate
+        )
+        try:
+            cluster = decompress(data, self._cluster_size)
+        except CorruptImage as error:
+            raise CorruptImage(error.what, offset, filename=self.name) from error
+        if len(cluster) != self._cluster_size:
+            raise CorruptImage(
+                "A compressed cluster does not fill a cluster", offset, filename=self.name
+            )
+        return cluster
+
+    @cached_property
+    def _data_has_holes(self) -> bool:
+        from imgtool.formats.qcow2.preallocation import metadata_only
+
+        return self.data is self.storage and metadata_only(self)
+
+    def close(self) -> None:
+        for child in (self._backing, self.data, self.storage):
+            if child is not None:
+                child.close()
+
+
+def _missing(header: Header, data: Storage | None) -> str | None:
+    """What a disk opened without following its names lacks for reading."""
+    if header.has_data_file and data is None:
+        return "external data file"
+    return "backing file" if header.backing_file is not None else None
+
+
+class EncryptedDevice(Qcow2Device):
+    """An encrypted image: its metadata can be read, its contents cannot."""
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        method = "LUKS" if self.header.crypt_method is Crypt.LUKS else "AES"
+        raise ImageError(
+            f"The image is encrypted ({method}), and imgtool cannot decrypt yet; "
+            "'imgtool info' and 'imgtool check' work without the contents",
+            filename=self.name,
+        )
+
+
+def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
+    """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
+
+    Raises :class:`ReadOnly` for a writable open of what must not be written.
+    """
+    header = read_header(storage)
+    wanted: str | None = options.get("snapshot")
+    if opener.writable:
+        _refuse_writing(storage, header, wanted)
+    snapshot = None
+    l1_offset, l1_size = header.l1_table_offset, header.l1_size
+    if wanted is not None:
+        snapshot = find_snapshot(read_snapshots(storage, header), wanted)
+        l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
+    l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
+
+    data: Storage | None = storage
+    if header.has_data_file:
+        data = opener.data_file(storage, header.data_file)
+    try:
+        backing = opener.backing(storage, header.backing_file, header.backing_format)
+    except BaseException:
+        if data is not None and data is not storage:
+            data.close()
+        raise
+    kind = Qcow2Device if header.crypt_method is Crypt.NONE else EncryptedDevice
+    return kind(
+        storage,
+        header,
+        l1,
+        data=data,
+        backing=backing,
+        snapshot=snapshot,
+        follow=opener.follow,
+    )
+
+
+def _refuse_writing(storage: Storage, header: Header, snapshot: str | None) -> None:
+    if snapshot is not None:
+        raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
+    if header.corrupt:
+        raise ReadOnly(
+            "The image is marked corrupt: it can only be read, or repaired with "
+            f"qemu-img check -r all '{storage.name}'",
+            filename=storage.name,
+        )
+    if header.dirty:
+        raise ReadOnly(
+            "The image was not closed properly (dirty bit): repair it first with "
+            f"qemu-img check -r all '{storage.name}'",
+            filename=storage.name,
+        )
+    raise ReadOnly("qcow2 images cannot be changed in place yet", filename=storage.name)

@@ -1,0 +1,424 @@
+"""The qcow2 header and its extensions: parsed and judged, changed and built.
+
+Every limit that SAFETY demands of a header is enforced here, before anything is allocated or read
+on its word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
+from imgtool.formats.qcow2 import schema
+from imgtool.formats.qcow2.geometry import (
+    MAX_CLUSTER_BITS,
+    MAX_HOST_OFFSET,
+    MAX_L1_BYTES,
+    MAX_REFCOUNT_ORDER,
+    MAX_REFCOUNT_TABLE_BYTES,
+    MIN_CLUSTER_BITS,
+    Geometry,
+)
+from imgtool.formats.qcow2.schema import (
+    Autoclear,
+    Compatible,
+    Compression,
+    Crypt,
+    ExtensionType,
+    Incompatible,
+)
+from imgtool.schema.fields import build, parse
+from imgtool.storage.base import Storage
+from imgtool.units import align_up
+
+MAX_BACKING_NAME = 1023
+MAX_SNAPSHOTS = 65536
+MAX_BITMAPS = 65535
+MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024
+
+KNOWN_INCOMPATIBLE = (
+    Incompatible.DIRTY
+    | Incompatible.CORRUPT
+    | Incompatible.EXTERNAL_DATA_FILE
+    | Incompatible.COMPRESSION_TYPE
+    | Incompatible.EXTENDED_L2
+)
+
+_NO_INCOMPATIBLE, _NO_COMPATIBLE, _NO_AUTOCLEAR = Incompatible(0), Compatible(0), Autoclear(0)
+
+#: The names that a feature name table gives, by type (0 incompatible, 1 compatible, 2 autoclear)
+#: and bit. The names are those of the specification.
+FEATURE_NAMES: dict[tuple[int, int], str] = {
+    (0, 0): "dirty bit",
+    (0, 1): "corrupt bit",
+    (0, 2): "external data file",
+    (0, 3): "compression type",
+    (0, 4): "extended L2 entries",
+    (1, 0): "lazy refcounts",
+    (2, 0): "bitmaps",
+    (2, 1): "raw external data",
+}
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A header extension as it stands: its type and its data without padding."""
+
+    type: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class BitmapsExtension:
+    """Where the bitmap directory lies and how large it is (bytes)."""
+
+    count: int
+    directory_size: int
+    directory_offset: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A qcow2 header that has passed every check which needs nothing but the header.
+
+    ``extensions`` holds all of them in order, unknown ones included, so that what is built from a
+    header has everything that was parsed.
+    """
+
+    version: int
+    geometry: Geometry
+    size: int
+    l1_size: int
+    l1_table_offset: int
+    refcount_table_offset: int
+    refcount_table_clusters: int
+    crypt_method: Crypt = Crypt.NONE
+    snapshot_count: int = 0
+    snapshots_offset: int = 0
+    incompatible: Incompatible = _NO_INCOMPATIBLE
+    compatible: Compatible = _NO_COMPATIBLE
+    autoclear: Autoclear = _NO_AUTOCLEAR
+    compression: Compression = Compression.ZLIB
+    header_length: int = schema.HEADER_LENGTH
+    backing_file: str | None = None
+    extensions: tuple[Extension, ...] = field(default=())
+    #: Bytes between the known header fields and the end of a header longer than we know.
+    unknown_fields: bytes = b""
+
+    def extension(self, wanted: ExtensionType) -> bytes | None:
+        """The data of the first extension of a type, or None."""
+        for extension in self.extensions:
+            if extension.type == wanted:
+                return extension.data
+        return None
+
+    @property
+    def backing_format(self) -> str | None:
+        data = self.extension(ExtensionType.BACKING_FORMAT)
+        return None if data is None else _text(data)
+
+    @property
+    def data_file(self) -> str | None:
+        data = self.extension(ExtensionType.DATA_FILE)
+        return None if data is None else _text(data)
+
+    @property
+    def has_data_file(self) -> bool:
+        return bool(self.incompatible & Incompatible.EXTERNAL_DATA_FILE)
+
+    @property
+    def data_file_raw(self) -> bool:
+        return bool(self.autoclear & Autoclear.RAW_EXTERNAL_DATA)
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.incompatible & Incompatible.DIRTY)
+
+    @property
+    def corrupt(self) -> bool:
+        return bool(self.incompatible & Incompatible.CORRUPT)
+
+    @property
+    def bitmaps(self) -> BitmapsExtension | None:
+        """The bitmaps extension, if the autoclear bit says that it is to be believed."""
+        data = self.extension(ExtensionType.BITMAPS)
+        if data is None or not self.autoclear & Autoclear.BITMAPS:
+            return None
+        if len(data) != schema.BITMAPS_EXTENSION.sizeof():
+            raise CorruptImage("The bitmaps extension has a wrong length")
+        fields = parse(schema.BITMAPS_EXTENSION, data, "The bitmaps extension")
+        if not 0 < fields.nb_bitmaps <= MAX_BITMAPS:
+            raise CorruptImage(f"The bitmaps extension counts {fields.nb_bitmaps} bitmaps")
+        if not 0 < fields.directory_size <= MAX_BITMAP_DIRECTORY:
+            raise CorruptImage("The bitmap directory is too large")
+        if fields.directory_offset % self.geometry.cluster_size:
+            raise CorruptImage("The bitmap directory is not aligned", fields.directory_offset)
+        return BitmapsExtension(fields.nb_bitmaps, fields.directory_size, fields.directory_offset)
+
+    @property
+    def luks_header(self) -> tuple[int, int] | None:
+        """Offset and length of the LUKS header (Full disk encryption header pointer)."""
+        data = self.extension(ExtensionType.CRYPTO)
+        if data is None:
+            return None
+        fields = parse(schema.CRYPTO_POINTER, data, "The encryption header pointer")
+        return fields.offset, fields.length
+
+    def with_extension(self, wanted: ExtensionType, data: bytes | None) -> Header:
+        """Return the header with one extension replaced, added, or (None) removed."""
+        others = tuple(extension for extension in self.extensions if extension.type != wanted)
+        if data is not None:
+            others = (*others, Extension(wanted, data))
+        return replace(self, extensions=others)
+
+    def build(self) -> bytes:
+        """Return the header's bytes: fields, extensions and backing file name, unpadded.
+
+        Raises :class:`ImageError` if they do not fit into one cluster.
+        """
+        body = bytearray()
+        for extension in self.extensions:
+            body += build(
+                schema.EXTENSION_HEAD, {"type": extension.type, "length": len(extension.data)}
+            )
+            body += extension.data.ljust(align_up(len(extension.data), 8), b"\0")
+        body += build(schema.EXTENSION_HEAD, {"type": ExtensionType.END, "length": 0})
+        name = os_bytes(self.backing_file) if self.backing_file is not None else b""
+        name_offset = self.header_length + len(body)
+        fields = build(
+            schema.HEADER_V2,
+            {
+                "version": self.version,
+                "backing_file_offset": name_offset if name else 0,
+                "backing_file_size": len(name),
+                "cluster_bits": self.geometry.cluster_bits,
+                "size": self.size,
+                "crypt_method": self.crypt_method,
+                "l1_size": self.l1_size,
+                "l1_table_offset": self.l1_table_offset,
+                "refcount_table_offset": self.refcount_table_offset,
+                "refcount_table_clusters": self.refcount_table_clusters,
+                "nb_snapshots": self.snapshot_count,
+                "snapshots_offset": self.snapshots_offset,
+            },
+        )
+        if self.version >= 3:
+            fields += build(
+                schema.HEADER_V3,
+                {
+                    "incompatible_features": self.incompatible,
+                    "compatible_features": self.compatible,
+                    "autoclear_features": self.autoclear,
+                    "refcount_order": self.geometry.refcount_order,
+                    "header_length": self.header_length,
+                },
+            )
+            if self.header_length > schema.HEADER_V3_LENGTH:
+                fields += build(
+                    schema.HEADER_ADDITIONAL,
+                    {"compression_type": self.compression, "padding": bytes(7)},
+                )
+            fields += self.unknown_fields
+        whole = fields + bytes(body) + name
+        if len(whole) > self.geometry.cluster_size:
+            raise ImageError(
+                f"The header needs {len(whole)} bytes and a cluster has only "
+                f"{self.geometry.cluster_size}: use a larger cluster_size or a shorter backing "
+                "file name"
+            )
+        return whole
+
+
+def feature_name_table() -> bytes:
+    """The data of a feature name table extension that names every feature we know."""
+    return b"".join(
+        build(
+            schema.FEATURE_NAME, {"type": kind, "bit": bit, "name": name.encode().ljust(46, b"\0")}
+        )
+        for (kind, bit), name in sorted(FEATURE_NAMES.items())
+    )
+
+
+def os_bytes(name: str) -> bytes:
+    """File names as bytes, undecodable ones unchanged."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def read_header(storage: Storage) -> Header:
+    """Read and check the header of the image in ``storage``.
+
+    Raises :class:`WrongFormat`, :class:`CorruptImage` or :class:`UnsupportedFeature`.
+    """
+    try:
+        return _read_header(storage)
+    except ImageError as error:
+        raise error.in_file(storage.name) from error.__cause__
+
+
+def _read_header(storage: Storage) -> Header:
+    if storage.read_at(0, 4) != schema.MAGIC:
+        raise WrongFormat("Image is not in qcow2 format")
+    fields = parse(
+        schema.HEADER_V2, storage.read_exact(0, schema.HEADER_V2_LENGTH, "The header"), "The header"
+    )
+    if fields.version not in (2, 3):
+        raise UnsupportedFeature([f"qcow2 version {fields.version}"])
+    if not MIN_CLUSTER_BITS <= fields.cluster_bits <= MAX_CLUSTER_BITS:
+        raise CorruptImage(f"Unsupported cluster size: 2^{fields.cluster_bits}")
+    cluster_size = 1 << fields.cluster_bits
+
+    incompatible, compatible, autoclear = Incompatible(0), Compatible(0), Autoclear(0)
+    refcount_order, header_length, compression = 4, schema.HEADER_V2_LENGTH, 0
+    unknown_fields = b""
+    if fields.version >= 3:
+        data = storage.read_exact(
+            schema.HEADER_V2_LENGTH, schema.HEADER_V3.sizeof(), "The version 3 header"
+        )
+        v3 = parse(schema.HEADER_V3, data, "The version 3 header")
+        incompatible, compatible = v3.incompatible_features, v3.compatible_features
+        autoclear, refcount_order = v3.autoclear_features, v3.refcount_order
+        header_length = v3.header_length
+        if header_length < schema.HEADER_V3_LENGTH:
+            raise CorruptImage(f"The header length {header_length} is too short")
+        if header_length > cluster_size:
+            raise CorruptImage(f"The header length {header_length} exceeds the cluster size")
+        if header_length > schema.HEADER_V3_LENGTH:
+            data = storage.read_exact(
+                schema.HEADER_V3_LENGTH,
+                header_length - schema.HEADER_V3_LENGTH,
+                "The additional header fields",
+            )
+            compression = data[0]
+            unknown_fields = bytes(data[schema.HEADER_ADDITIONAL.sizeof() :])
+
+    extensions, backing_file = _read_extensions(
+        storage, header_length, fields.backing_file_offset, fields.backing_file_size, cluster_size
+    )
+    _check_features(incompatible, extensions)
+    if compression not in tuple(Compression):
+        raise UnsupportedFeature([f"compression type {compression}"])
+    if bool(compression) != bool(incompatible & Incompatible.COMPRESSION_TYPE):
+        raise CorruptImage("The compression type contradicts its incompatible feature bit")
+    if incompatible & Incompatible.EXTENDED_L2 and fields.cluster_bits < 14:
+        raise CorruptImage("Extended L2 entries need a cluster size of at least 16 KiB")
+    if fields.crypt_method not in tuple(Crypt):
+        raise UnsupportedFeature([f"encryption method {fields.crypt_method}"])
+    if refcount_order > MAX_REFCOUNT_ORDER:
+        raise CorruptImage(f"The refcount width of 2^{refcount_order} bits exceeds 64")
+
+    geometry = Geometry(
+        fields.cluster_bits, refcount_order, bool(incompatible & Incompatible.EXTENDED_L2)
+    )
+    header = Header(
+        version=fields.version,
+        geometry=geometry,
+        size=fields.size,
+        l1_size=fields.l1_size,
+        l1_table_offset=fields.l1_table_offset,
+        refcount_table_offset=fields.refcount_table_offset,
+        refcount_table_clusters=fields.refcount_table_clusters,
+        crypt_method=Crypt(fields.crypt_method),
+        snapshot_count=fields.nb_snapshots,
+        snapshots_offset=fields.snapshots_offset,
+        incompatible=incompatible,
+        compatible=compatible,
+        autoclear=autoclear,
+        compression=Compression(compression),
+        header_length=header_length,
+        backing_file=backing_file,
+        extensions=extensions,
+        unknown_fields=unknown_fields,
+    )
+    _check_tables(header)
+    return header
+
+
+def _read_extensions(
+    storage: Storage, start: int, name_offset: int, name_size: int, cluster_size: int
+) -> tuple[tuple[Extension, ...], str | None]:
+    """Header extensions run from the header's end to the backing file name, in cluster 0."""
+    if name_offset > cluster_size:
+        raise CorruptImage("The backing file name lies outside the first cluster", name_offset)
+    end = name_offset or cluster_size
+    data = storage.read_at(0, cluster_size)
+    backing_file = None
+    if name_offset:
+        if name_size > min(MAX_BACKING_NAME, cluster_size - name_offset):
+            raise CorruptImage(f"The backing file name of {name_size} bytes is too long")
+        if name_offset + name_size > storage.size():
+            raise CorruptImage("The backing file name lies past the end of the file", name_offset)
+        # A name of no length stands for no backing file.
+        name = data[name_offset : name_offset + name_size]
+        backing_file = name.decode("utf-8", "surrogateescape") or None
+
+    extensions: list[Extension] = []
+    offset = start
+    head_size = schema.EXTENSION_HEAD.sizeof()
+    while offset + head_size <= end:
+        head = parse(
+            schema.EXTENSION_HEAD, data[offset : offset + head_size], "A header extension", offset
+        )
+        if head.type == ExtensionType.END:
+            break
+        offset += head_size
+        if head.length > end - offset:
+            raise CorruptImage("A header extension is longer than its space", offset - head_size)
+        extensions.append(Extension(head.type, data[offset : offset + head.length]))
+        offset += align_up(head.length, 8)
+    return tuple(extensions), backing_file
+
+
+def _check_features(incompatible: Incompatible, extensions: tuple[Extension, ...]) -> None:
+    unknown = int(incompatible) & ~int(KNOWN_INCOMPATIBLE)
+    if not unknown:
+        return
+    names: dict[int, str] = {}
+    for extension in extensions:
+        if extension.type == ExtensionType.FEATURE_NAMES:
+            for start in range(0, len(extension.data) - 47, 48):
+                entry = parse(
+                    schema.FEATURE_NAME,
+                    extension.data[start : start + 48],
+                    "The feature name table",
+                )
+                if entry.type == 0:
+                    names[entry.bit] = entry.name.split(b"\0", 1)[0].decode("utf-8", "replace")
+    bits = [bit for bit in range(64) if unknown >> bit & 1]
+    raise UnsupportedFeature(
+        names.get(bit) or f"Unknown incompatible feature: {1 << bit:x}" for bit in bits
+    )
+
+
+def _check_tables(header: Header) -> None:
+    geometry = header.geometry
+    cluster_size = geometry.cluster_size
+    _check_table("The refcount table", header.refcount_table_offset, cluster_size)
+    if header.refcount_table_clusters * cluster_size > MAX_REFCOUNT_TABLE_BYTES:
+        raise CorruptImage("The refcount table is too large", header.refcount_table_offset)
+    if header.refcount_table_clusters == 0:
+        raise CorruptImage("The image has no refcount table")
+    if header.snapshot_count > MAX_SNAPSHOTS:
+        raise CorruptImage(f"The image counts {header.snapshot_count} snapshots, too many")
+    if header.snapshot_count:
+        _check_table("The snapshot table", header.snapshots_offset, cluster_size)
+    if header.size > (1 << 63) - 1:
+        raise CorruptImage(f"The disk size {header.size} is too large")
+    if header.l1_size * 8 > MAX_L1_BYTES:
+        raise CorruptImage("The active L1 table is too large", header.l1_table_offset)
+    if header.l1_size < geometry.l1_entries(header.size):
+        raise CorruptImage("The L1 table is too small for the disk", header.l1_table_offset)
+    if header.l1_size:
+        _check_table("The active L1 table", header.l1_table_offset, cluster_size)
+    if header.luks_header is not None and header.luks_header[0] % cluster_size:
+        raise CorruptImage("The LUKS header is not aligned", header.luks_header[0])
+
+
+def _check_table(what: str, offset: int, cluster_size: int) -> None:
+    if offset % cluster_size:
+        raise CorruptImage(f"{what} is not aligned to a cluster", offset)
+    if offset >= MAX_HOST_OFFSET:
+        raise CorruptImage(f"{what} lies too far out", offset)

@@ -1,0 +1,91 @@
+"""The snapshot table: what internal snapshots an image has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from imgtool.errors import BadOption, CorruptImage
+from imgtool.formats.qcow2 import schema
+from imgtool.formats.qcow2.header import Header
+from imgtool.schema.fields import parse
+from imgtool.storage.base import Storage
+from imgtool.units import align_up
+
+MAX_TABLE_BYTES = 64 << 20
+MAX_EXTRA_DATA = 1024
+
+_HEAD = schema.SNAPSHOT_HEAD.sizeof()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One entry of the snapshot table (section "Snapshots").
+
+    ``disk_size`` is the virtual size (bytes) when it was taken, None where the entry is too old
+    to say; ``vm_clock_nsec`` counts guest nanoseconds, ``icount`` is None where not recorded.
+    """
+
+    id: str
+    name: str
+    l1_table_offset: int
+    l1_size: int
+    date_sec: int
+    date_nsec: int
+    vm_clock_nsec: int
+    vm_state_size: int
+    disk_size: int | None
+    icount: int | None
+    extra_data: bytes
+
+
+def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
+    """Read the snapshot table, in its order. Raises :class:`CorruptImage` over the limits."""
+    return list(_entries(storage, header))
+
+
+def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
+    start = offset = header.snapshots_offset
+    for number in range(header.snapshot_count):
+        what = f"Entry {number} of the snapshot table"
+        data = storage.read_exact(offset, _HEAD, what)
+        head = parse(schema.SNAPSHOT_HEAD, data, what, offset)
+        if head.extra_data_size > MAX_EXTRA_DATA:
+            raise CorruptImage(f"{what} has too much extra data", offset)
+        length = head.extra_data_size + head.id_str_size + head.name_size
+        tail = bytes(storage.read_exact(offset + _HEAD, length, what))
+        extra = tail[: head.extra_data_size]
+        named = head.extra_data_size + head.id_str_size
+        values = {
+            name: field.parse(extra[8 * index : 8 * index + 8])
+            for index, (name, field) in enumerate(schema.SNAPSHOT_EXTRA)
+            if len(extra) >= 8 * index + 8
+        }
+        icount = values.get("icount")
+        yield Snapshot(
+            id=tail[head.extra_data_size : named].decode("utf-8", "surrogateescape"),
+            name=tail[named:].decode("utf-8", "surrogateescape"),
+            l1_table_offset=head.l1_table_offset,
+            l1_size=head.l1_size,
+            date_sec=head.date_sec,
+            date_nsec=head.date_nsec,
+            vm_clock_nsec=head.vm_clock_nsec,
+            vm_state_size=values.get("vm_state_size_large", head.vm_state_size),
+            disk_size=values.get("disk_size"),
+            icount=None if icount is None or icount == (1 << 64) - 1 else icount,
+            extra_data=extra,
+        )
+        offset = align_up(offset + _HEAD + length, 8)
+        if offset - start > MAX_TABLE_BYTES:
+            raise CorruptImage("The snapshot table is too large", start)
+
+
+def find_snapshot(snapshots: list[Snapshot], wanted: str) -> Snapshot:
+    """The snapshot whose id, or else whose name, is ``wanted``; raises :class:`BadOption`."""
+    for snapshot in snapshots:
+        if snapshot.id == wanted:
+            return snapshot
+    for snapshot in snapshots:
+        if snapshot.name == wanted:
+            return snapshot
+    raise BadOption(f"No snapshot has the id or name '{wanted}'")

@@ -1,0 +1,65 @@
+"""L1 and L2 tables in memory: loaded when first needed, whole, and kept within a bound."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+
+from imgtool.errors import CorruptImage
+from imgtool.formats.qcow2.geometry import MAX_L1_BYTES, Geometry
+from imgtool.formats.qcow2.schema import L1_OFFSET_MASK
+from imgtool.schema.fields import Table, parse
+from imgtool.storage.base import Storage
+
+#: Bytes of L2 tables that one open image keeps; 32 MiB map 256 GiB of 64 KiB clusters.
+L2_CACHE_BYTES = 32 << 20
+
+
+def read_table(storage: Storage, offset: int, entries: int, what: str) -> array[int]:
+    """Read ``entries`` 64-bit entries at ``offset``; all of them must lie inside the file."""
+    data = storage.read_exact(offset, entries * 8, what)
+    table: array[int] = parse(Table(entries), data, what, offset)
+    return table
+
+
+def read_l1(storage: Storage, offset: int, entries: int, geometry: Geometry) -> array[int]:
+    """Read an L1 table, that of the active disk or of a snapshot, having checked its place."""
+    if entries * 8 > MAX_L1_BYTES:
+        raise CorruptImage("The L1 table is too large", offset)
+    if offset % geometry.cluster_size:
+        raise CorruptImage("The L1 table is not aligned to a cluster", offset)
+    return read_table(storage, offset, entries, "The L1 table")
+
+
+class L2Tables:
+    """The L2 tables of one disk, by L1 index. Safe from any number of threads."""
+
+    def __init__(self, storage: Storage, geometry: Geometry, l1: array[int]) -> None:
+        self.l1 = l1
+        self._storage = storage
+        self._geometry = geometry
+        self._capacity = max(2, L2_CACHE_BYTES // geometry.cluster_size)
+        self._tables: dict[int, array[int]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, l1_index: int) -> array[int] | None:
+        """The L2 table for an L1 entry, or None where there is none."""
+        table = self._tables.get(l1_index)
+        if table is not None:
+            return table
+        entry = self.l1[l1_index]
+        offset = entry & L1_OFFSET_MASK
+        if not offset:
+            return None
+        if offset % self._geometry.cluster_size:
+            raise CorruptImage("An L2 table is not aligned to a cluster", offset)
+        table = read_table(self._storage, offset, self._geometry.cluster_size // 8, "An L2 table")
+        self._keep(l1_index, table)
+        return table
+
+    def _keep(self, l1_index: int, table: array[int]) -> None:
+        with self._lock:
+            while len(self._tables) >= self._capacity:
+                # The oldest goes: dictionaries keep the order of insertion.
+                del self._tables[next(iter(self._tables))]
+            self._tables[l1_index] = table

@@ -1,0 +1,42 @@
+"""Creating raw images: a file of the right length, with host storage reserved on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from imgtool.device import BlockDevice
+from imgtool.errors import BadOption
+from imgtool.format import NewImage
+from imgtool.formats.raw.driver import SECTOR, RawDevice
+from imgtool.storage.base import Storage
+from imgtool.units import align_up
+
+
+class NewRawImage(NewImage):
+    """A raw file in the making. Whatever it holds, it is a raw image, so finishing is flushing."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.device = RawDevice(storage)
+
+    def finish(self) -> None:
+        self.device.flush()
+
+
+def create(
+    storage: Storage,
+    size: int,
+    options: Mapping[str, Any],
+    *,
+    data: Storage | None = None,
+    backing: BlockDevice | None = None,
+) -> NewRawImage:
+    """Make the file ``size`` bytes long, rounded up to a sector; see ``CreateImage``."""
+    if backing is not None or data is not None:
+        raise BadOption("Backing file not supported for file format 'raw'", filename=storage.name)
+    size = align_up(size, SECTOR)
+    storage.truncate(size)
+    preallocation = options.get("preallocation", "off")
+    if preallocation != "off" and size:
+        storage.preallocate(0, size, full=preallocation == "full")
+    return NewRawImage(storage)

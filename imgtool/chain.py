@@ -1,0 +1,283 @@
+"""Opens an image together with the files that it names.
+
+:class:`OpenPolicy` decides which named files may be opened; :class:`Opener` is what a driver asks
+for its backing image and its data file. Names that the user gave are the user's own word and pass.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import IO, TYPE_CHECKING, Union
+
+from imgtool import registry
+from imgtool.errors import BadOption, ImageError, NotPermitted
+from imgtool.storage.base import Storage
+
+if TYPE_CHECKING:
+    from imgtool.device import BlockDevice
+
+Source = Union[str, "os.PathLike[str]", Storage, IO[bytes]]
+
+#: How many images one may lie on top of another.
+MAX_CHAIN_DEPTH = 64
+
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class Trust(enum.Enum):
+    """How far the names that an image stores are trusted."""
+
+    NONE = "none"
+    CONFINED = "confined"
+    ANY = "any"
+
+
+@dataclass(frozen=True)
+class OpenPolicy:
+    """Decides which files an image may name as backing file, data file or extent.
+
+    ``CONFINED``, the default: a plain path that resolves, links followed, to a regular file inside
+    the directory of the image that names it, or inside one of ``allowed_paths``. ``ANY``: whatever
+    path it names. ``NONE``: nothing is opened.
+    """
+
+    trust: Trust = Trust.CONFINED
+    allowed_paths: tuple[str, ...] = ()
+
+    @classmethod
+    def default(cls) -> OpenPolicy:
+        """The policy that ``IMGTOOL_TRUST`` in the environment asks for, else confined."""
+        value = os.environ.get("IMGTOOL_TRUST", Trust.CONFINED.value)
+        try:
+            return cls(Trust(value))
+        except ValueError:
+            raise BadOption(
+                f"IMGTOOL_TRUST is '{value}': it must be none, confined or any"
+            ) from None
+
+    def resolve(self, image: Storage, name: str, role: str) -> str:
+        """Return the path of the file that ``image`` calls ``name``; ``role`` is for the message.
+
+        Raises :class:`NotPermitted` with the flag that would allow it, where one would.
+        """
+        if self.trust is Trust.NONE:
+            raise NotPermitted(
+                f"It names the {role} '{name}', and --untrusted opens no file that an image names",
+                filename=image.name,
+            )
+        path = plain_path(image, name, role)
+        if self.trust is Trust.ANY:
+            return path
+        real = os.path.realpath(path)
+        homes = [os.path.realpath(home) for home in self.allowed_paths]
+        if image.directory is not None:
+            homes.append(os.path.realpath(image.directory))
+        if not any(_inside(real, home) for home in homes):
+            raise NotPermitted(
+                f"It names the {role} '{name}', which lies outside the image's directory; "
+                f"use --allow-path '{os.path.dirname(real)}' to allow it, or --trust",
+                filename=image.name,
+            )
+        if os.path.exists(real) and not os.path.isfile(real):
+            raise NotPermitted(
+                f"It names the {role} '{name}', which is not a regular file; "
+                "use --trust to open it all the same",
+                filename=image.name,
+            )
+        return path
+
+
+def plain_path(image: Storage, name: str, role: str) -> str:
+    """Return the path that a stored ``name`` stands for, relative to its image's directory.
+
+    Raises :class:`NotPermitted` for everything that is not a path: ``json:``, URLs, protocols.
+    """
+    if not name or "\0" in name:
+        raise NotPermitted(f"It names a {role} without a valid name", filename=image.name)
+    if name.startswith("file:") and not name.startswith("file://"):
+        name = name[len("file:") :]
+    elif _PROTOCOL.match(name) and not (os.name == "nt" and name[1:2] == ":"):
+        raise NotPermitted(
+            f"It names the {role} '{name}', which is not a plain path", filename=image.name
+        )
+    if os.path.isabs(name):
+        return name
+    if image.directory is None:
+        raise NotPermitted(
+            f"It names the {role} '{name}', relative to a directory, and the image has none",
+            filename=image.name,
+        )
+    return os.path.join(image.directory, name) if image.directory != "." else name
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image, or a file, as the user describes it: where it is, its format, and its options.
+
+    ``children`` says what to use, by role (``backing``, ``data-file``), in place of what the image
+    names; None stands for "nothing".
+    """
+
+    source: Source
+    format: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    children: Mapping[str, Reference | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How images are opened, and how far down the chain we are.
+
+    ``follow`` false opens the one file alone, for its metadata: drivers then have neither backing
+    image nor data file, and reading what lies there raises. ``share`` takes no lock that excludes
+    others; ``cache`` is one of qemu's cache modes. ``trail`` identifies the images above, and
+    ``overrides`` are the user's own words on what the image being opened would name.
+    """
+
+    policy: OpenPolicy = field(default_factory=OpenPolicy.default)
+    follow: bool = True
+    writable: bool = False
+    share: bool = False
+    lock: bool = True
+    cache: str = "writeback"
+    trail: tuple[Hashable, ...] = ()
+    overrides: Mapping[str, Reference | None] = field(default_factory=dict)
+
+    def file(self, path: str) -> Storage:
+        """Open the host file at ``path`` as this opener says."""
+        from imgtool.storage.file import FileStorage
+
+        return FileStorage.open(
+            path, writable=self.writable, share=self.share, lock=self.lock, cache=self.cache
+        )
+
+    def image(
+        self,
+        storage: Storage,
+        format: str | None,
+        options: Mapping[str, object] | None = None,
+    ) -> BlockDevice:
+        """Open the image in ``storage``, probing its format if ``format`` is None.
+
+        Takes over ``storage``, and closes it if the image can't be opened.
+        """
+        try:
+            identity = storage.identity
+            if identity is not None and identity in self.trail:
+                raise ImageError(
+                    "The backing chain is a loop: this file is its own backing file",
+                    filename=storage.name,
+                )
+            if len(self.trail) >= MAX_CHAIN_DEPTH:
+                raise ImageError(
+                    f"The backing chain is deeper than {MAX_CHAIN_DEPTH} images",
+                    filename=storage.name,
+                )
+            if format is None:
+                chosen = registry.probe(storage)
+                if self.writable and chosen.name == "raw":
+                    raise ImageError(
+                        "Its format is only guessed to be raw, and a guess is not written to: "
+                        "give the format with -f",
+                        filename=storage.name,
+                    )
+            else:
+                chosen = registry.find(format)
+                registry.expect(storage, chosen)
+            below = replace(self, trail=(*self.trail, identity or object()))
+            checked = chosen.open_options.check(options or {})
+            return chosen.load_opener()(storage, below, checked)
+        except ImageError as error:
+            storage.close()
+            raise error.in_file(storage.name) from error.__cause__
+        except BaseException:
+            storage.close()
+            raise
+
+    def reference(self, reference: Reference) -> BlockDevice:
+        """Open an image that the user describes."""
+        chosen = replace(self, overrides=reference.children)
+        return chosen.image(
+            storage_for(reference.source, chosen), reference.format, reference.options
+        )
+
+    def backing(
+        self,
+        image: Storage,
+        name: str | None,
+        format: str | None,
+    ) -> BlockDevice | None:
+        """Open the backing image that ``image`` calls ``name``, read-only; None if it has none.
+
+        A recorded ``format`` is used as it is. Where none is recorded the file must be raw: what
+        looks like anything else is refused, never opened as what it claims to be.
+        """
+        if not self.follow:
+            return None
+        below = replace(self, writable=False, overrides={})
+        if "backing" in self.overrides:
+            given = self.overrides["backing"]
+            return None if given is None else below.reference(given)
+        if name is None:
+            return None
+        path = self.policy.resolve(image, name, "backing file")
+        try:
+            storage = below.file(path)
+        except OSError as error:
+            raise ImageError(
+                f"Could not open backing file: Could not open '{path}': {error.strerror}",
+                filename=image.name,
+            ) from error
+        if format is None:
+            guessed = registry.probe(storage)
+            if guessed.name != "raw":
+                storage.close()
+                raise NotPermitted(
+                    f"It records no format for its backing file '{name}', which looks like "
+                    f"{guessed.name}; record it: "
+                    f"qemu-img rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
+                    filename=image.name,
+                )
+        return below.image(storage, format or "raw")
+
+    def data_file(self, image: Storage, name: str | None) -> Storage | None:
+        """Open the external data file that ``image`` calls ``name``."""
+        if not self.follow:
+            return None
+        given = self.overrides.get("data-file")
+        if given is not None:
+            return storage_for(given.source, self)
+        if name is None:
+            raise ImageError("It needs an external data file and names none", filename=image.name)
+        path = self.policy.resolve(image, name, "data file")
+        try:
+            return self.file(path)
+        except OSError as error:
+            raise ImageError(
+                f"Could not open data file: Could not open '{path}': {error.strerror}",
+                filename=image.name,
+            ) from error
+
+
+def storage_for(source: Source, opener: Opener) -> Storage:
+    """Return a storage over a path, an open binary file, or a storage (as it is)."""
+    if isinstance(source, Storage):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return opener.file(os.fspath(source))
+    from imgtool.storage.fileobj import FileObjectStorage
+
+    return FileObjectStorage(source)
+
+
+def open_image(reference: Reference, opener: Opener | None = None) -> BlockDevice:
+    """Open an image and its chain; see :func:`imgtool.open`, which this is the engine of."""
+    return (opener or Opener()).reference(reference)

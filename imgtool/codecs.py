@@ -1,0 +1,102 @@
+"""Compression of single clusters: deflate as QEMU writes it, and zstd.
+
+Decompression always has a limit: a cluster's worth of output, whatever the input says. All calls
+release the GIL, and each is safe from any number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from imgtool.errors import BadOption, CorruptImage
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+#: Raw deflate with a 4 KiB window: QEMU inflates with no more than that.
+_WINDOW = -12
+
+DEFAULT_ZSTD_LEVEL = 3
+_MAX_ZSTD_WINDOW = 1 << 27
+
+#: What the decompressors raise for bytes that are no deflate stream.
+_BAD_STREAM: tuple[type[Exception], ...] = (zlib.error, ValueError)
+
+_isal: ModuleType | None
+try:
+    from isal import isal_zlib
+
+    _isal = isal_zlib
+    _BAD_STREAM = (*_BAD_STREAM, isal_zlib.error)
+except ImportError:  # a platform without a wheel: zlib does it, slower
+    _isal = None
+
+_per_thread = threading.local()
+
+
+def deflate(data: ReadableBuffer, level: int | None = None) -> bytes:
+    """Compress into a raw deflate stream. Levels 0 to 9 are zlib's; None is the fast default."""
+    if level is None and _isal is not None:
+        compressor = _isal.compressobj(_isal.ISAL_BEST_COMPRESSION, _isal.DEFLATED, _WINDOW)
+        return bytes(compressor.compress(data) + compressor.flush())
+    chosen = zlib.Z_DEFAULT_COMPRESSION if level is None else level
+    if not -1 <= chosen <= 9:
+        raise BadOption(f"A zlib compression level is between 0 and 9, not {level}")
+    plain = zlib.compressobj(chosen, zlib.DEFLATED, _WINDOW)
+    return plain.compress(data) + plain.flush()
+
+
+def inflate(data: ReadableBuffer, limit: int) -> bytes:
+    """Decompress a raw deflate stream to at most ``limit`` bytes; trailing bytes are ignored.
+
+    Raises :class:`CorruptImage` for anything that is not such a stream.
+    """
+    try:
+        engine = zlib if _isal is None else _isal
+        return bytes(engine.decompressobj(_WINDOW).decompress(data, limit))
+    except _BAD_STREAM as error:
+        raise CorruptImage("Compressed data is not a deflate stream") from error
+
+
+def zstd_compress(data: ReadableBuffer, level: int | None = None) -> bytes:
+    """Compress into one zstd frame."""
+    import zstandard
+
+    chosen = DEFAULT_ZSTD_LEVEL if level is None else level
+    if not 1 <= chosen <= zstandard.MAX_COMPRESSION_LEVEL:
+        raise BadOption(
+            f"A zstd compression level is between 1 and {zstandard.MAX_COMPRESSION_LEVEL}, "
+            f"not {level}"
+        )
+    # A compressor is costly to make and not safe to share.
+    compressors: dict[int, zstandard.ZstdCompressor] = _per_thread.__dict__.setdefault("zstd", {})
+    compressor = compressors.get(chosen)
+    if compressor is None:
+        compressor = compressors[chosen] = zstandard.ZstdCompressor(level=chosen)
+    return compressor.compress(memoryview(data))
+
+
+def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
+    """Decompress zstd frames to at most ``limit`` bytes; trailing bytes are ignored.
+
+    Raises :class:`CorruptImage` for anything that is not such data.
+    """
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+    output = bytearray()
+    rest = memoryview(data)
+    try:
+        with decompressor.stream_reader(rest, read_across_frames=True) as reader:
+            while len(output) < limit:
+                piece = reader.read(limit - len(output))
+                if not piece:
+                    break
+                output += piece
+    except zstandard.ZstdError as error:
+        if len(output) < limit:
+            raise CorruptImage("Compressed data is not a zstd frame") from error
+    return bytes(output)

@@ -17,6 +17,12 @@ def imgtool_command(*arguments: str | Path) -> str:
     return succeed([*COMMAND, *map(str, arguments)])
 
 
+def compare(raw: Path, image: Path) -> int:
+    """Compare a raw and a qcow2 disk with imgtool: its exit status, 0 if they are the same."""
+    command = [*COMMAND, "compare", "-f", "raw", "-F", "qcow2", str(raw), str(image)]
+    return subprocess.run(command, capture_output=True).returncode
+
+
 def qemu_img(*arguments: str | Path) -> str:
     """Run qemu-img, which shall succeed, and return what it printed."""
     return succeed([require_tool("qemu-img"), *map(str, arguments)])

@@ -52,55 +52,53 @@ class Disk(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def machine(module_scratch: Path) -> Machine:
     kernel = require_kernel()
-    initramfs = tmp_path_factory.mktemp("initramfs") / "initramfs.cpio"
+    initramfs = module_scratch / "initramfs.cpio"
     build_initramfs(initramfs, kernel, SEEDS)
     return Machine(kernel, initramfs)
 
 
 @pytest.fixture(scope="module", params=["qcow2", "raw"])
-def installed(
-    request: pytest.FixtureRequest, machine: Machine, tmp_path_factory: pytest.TempPathFactory
-) -> Disk:
+def installed(request: pytest.FixtureRequest, machine: Machine, module_scratch: Path) -> Disk:
     """A disk with a system on it, which no test may change."""
     fmt: str = request.param
-    disk = Disk(tmp_path_factory.mktemp("installed") / f"disk.{fmt}", fmt)
+    disk = Disk(module_scratch / f"installed.{fmt}", fmt)
     imgtool_command("create", "-f", fmt, disk.path, SIZE)
     machine.boot(disk.path, fmt, "install")
     return disk
 
 
-def test_install(installed: Disk, tmp_path: Path) -> None:
-    assert_holds(installed, SEEDS, tmp_path)
+def test_install(installed: Disk, scratch: Path) -> None:
+    assert_holds(installed, SEEDS, scratch)
 
 
-def test_boot(installed: Disk, machine: Machine, tmp_path: Path) -> None:
-    disk = Disk(tmp_path / installed.path.name, installed.fmt)
+def test_boot(installed: Disk, machine: Machine, scratch: Path) -> None:
+    disk = Disk(scratch / installed.path.name, installed.fmt)
     subprocess.run(["cp", "--sparse=always", str(installed.path), str(disk.path)], check=True)
     output = machine.boot(disk.path, disk.fmt, "boot")
     assert printed_sums(output) == sums(SEEDS)
-    assert_holds(disk, BOOTED, tmp_path)
+    assert_holds(disk, BOOTED, scratch)
 
 
 @pytest.mark.parametrize("template", ["as installed", "compressed"])
-def test_overlay(template: str, installed: Disk, machine: Machine, tmp_path: Path) -> None:
+def test_overlay(template: str, installed: Disk, machine: Machine, scratch: Path) -> None:
     """Boot an overlay: everything new lands there, and its backing file stays as it is."""
     backing = installed
     if template == "compressed":
-        backing = Disk(tmp_path / "template.qcow2", "qcow2")
+        backing = Disk(scratch / "template.qcow2", "qcow2")
         imgtool_command(
             "convert", "-f", installed.fmt, "-O", "qcow2", "-c", installed.path, backing.path
         )
     before = file_sum(backing.path)
-    overlay = Disk(tmp_path / "overlay.qcow2", "qcow2")
+    overlay = Disk(scratch / "overlay.qcow2", "qcow2")
     imgtool_command("create", "-f", "qcow2", "-b", backing.path, "-F", backing.fmt, overlay.path)
 
     output = machine.boot(overlay.path, overlay.fmt, "boot")
     assert printed_sums(output) == sums(SEEDS)
-    assert_holds(overlay, BOOTED, tmp_path)
+    assert_holds(overlay, BOOTED, scratch)
     assert file_sum(backing.path) == before
-    assert_holds(backing, SEEDS, tmp_path)
+    assert_holds(backing, SEEDS, scratch)
 
 
 def assert_holds(disk: Disk, files: dict[str, bytes], scratch: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import cast
 
 import imgtool
 from tests.guest.partitions import Partition, find_ext4
@@ -15,7 +13,7 @@ CHUNK = 4 << 20
 def locate_ext4(image: Path) -> Partition:
     """Find the ext4 file system of a disk through a file object over the image."""
     with imgtool.open(image) as disk, disk.as_file() as file:
-        return find_ext4(cast(io.RawIOBase, file))
+        return find_ext4(file)
 
 
 def copy_partition(image: Path, partition: Partition, target: Path) -> None:

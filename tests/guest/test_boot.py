@@ -84,12 +84,14 @@ def test_boot(installed: Disk, machine: Machine, scratch: Path) -> None:
 @pytest.mark.parametrize("template", ["as installed", "compressed"])
 def test_overlay(template: str, installed: Disk, machine: Machine, scratch: Path) -> None:
     """Boot an overlay: everything new lands there, and its backing file stays as it is."""
-    backing = installed
     if template == "compressed":
         backing = Disk(scratch / "template.qcow2", "qcow2")
         imgtool_command(
             "convert", "-f", installed.fmt, "-O", "qcow2", "-c", installed.path, backing.path
         )
+    else:
+        backing = Disk(scratch / installed.path.name, installed.fmt)
+        backing.path.hardlink_to(installed.path)
     before = file_sum(backing.path)
     overlay = Disk(scratch / "overlay.qcow2", "qcow2")
     imgtool_command("create", "-f", "qcow2", "-b", backing.path, "-F", backing.fmt, overlay.path)

@@ -54,7 +54,7 @@ class CreatePlan:
         """The options and their values as ``qemu-img create`` prints them, defaults included."""
         values = dict(self.options, size=self.size)
         for name, value in self.given.items():
-            if isinstance(value, str) and isinstance(values.get(name), bool):
+            if isinstance(value, str) and isinstance(values.get(name), (bool, str)):
                 values[name] = value
         return self.format.create_options.told(values)
 

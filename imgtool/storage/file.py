@@ -1,0 +1,443 @@
+"""FileStorage: a regular file or a block device of the host."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Hashable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.storage import copying, holes
+from imgtool.storage.base import HostRange, Storage
+from imgtool.storage.bounds import (
+    MAX_OFFSET,
+    check_offset,
+    check_range,
+    fill_zeroes,
+    zero_pieces,
+)
+from imgtool.storage.host import Descriptor
+from imgtool.storage.locks import READ, SHARED_READ, SHARED_WRITE, WRITE, ImageLock
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+    from typing_extensions import Self
+
+    from imgtool.storage.direct import DirectFile
+
+
+class _Cache(NamedTuple):
+    """A cache mode: round the page cache, durable after each write, never durable."""
+
+    direct: bool = False
+    through: bool = False
+    unsafe: bool = False
+
+
+_CACHES = {
+    "none": _Cache(direct=True),
+    "writeback": _Cache(),
+    "writethrough": _Cache(through=True),
+    "directsync": _Cache(direct=True, through=True),
+    "unsafe": _Cache(unsafe=True),
+}
+
+_UNLOCKED = contextlib.nullcontext()
+
+
+class FileStorage(Storage):
+    """A host file, opened with :meth:`open` or :meth:`create`.
+
+    ``created`` is true if :meth:`create` brought the file into being, so that whoever fails to
+    make an image of it may remove it. Any number of threads may use one object; closing it while
+    others use it is the caller's mistake. Using it after that raises ``ValueError``.
+
+    After :meth:`flush` has failed once nobody knows what is on the disk: every later write and
+    flush raises the same ``OSError``.
+    """
+
+    created: bool
+
+    def __init__(
+        self, file: Descriptor, name: str, *, writable: bool, cache: str, created: bool = False
+    ) -> None:
+        """Take over an open descriptor; :meth:`open` and :meth:`create` are the ways here."""
+        status = os.fstat(file.fileno())
+        self._file = file
+        self.name = name
+        self.read_only = not writable
+        self.created = created
+        self._cache = _cache(cache)
+        self._identity = (status.st_dev, status.st_ino)
+        self._device_size = file.seek(0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else None
+        self._naming = _Naming(name)
+        #: Held by everything that may make the file longer, or sets its length.
+        self._growth = threading.RLock()
+        #: The file is known to be at least this long, so writes below it need no lock.
+        self._end = status.st_size if self._device_size is None else self._device_size
+        self._syncing = threading.Lock()
+        self._failure: OSError | None = None
+        self._direct: DirectFile | None = None
+        if self._cache.direct:
+            from imgtool.storage.direct import ALIGNMENT, DirectFile
+
+            self._direct = DirectFile.over(file, writable=writable)
+            if self._direct is not None:
+                self.alignment = ALIGNMENT
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        writable: bool = False,
+        share: bool = False,
+        lock: bool = True,
+        cache: str = "writeback",
+        dir_fd: int | None = None,
+    ) -> Self:
+        """Open an existing regular file or block device.
+
+        ``share`` lets other processes write to it meanwhile (-U); ``lock=False`` neither takes
+        nor respects locks. ``cache`` is one of QEMU's modes: none, writeback, writethrough,
+        directsync, unsafe; where the host has no O_DIRECT, none and directsync go without.
+        ``path`` is relative to the directory ``dir_fd`` if that is given.
+
+        Raises ``OSError`` if the file can't be opened, :class:`InUse` if its locks conflict, and
+        :class:`ImageError` if it is a directory, a FIFO, a socket or a character device.
+        """
+        name = os.fspath(path)
+        _cache(cache)
+        _check_kind(os.stat(path, dir_fd=dir_fd), name)
+        file = _open(path, os.O_RDWR if writable else os.O_RDONLY, dir_fd)
+        with _closing_on_error(file):
+            _check_kind(os.fstat(file.fileno()), name)
+            if lock:
+                _claim(file, name, writable, share)
+            return cls(file, name, writable=writable, cache=cache)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        share: bool = False,
+        lock: bool = True,
+        cache: str = "writeback",
+        nocow: bool = False,
+    ) -> Self:
+        """Make an empty file, or empty the one that is there once its locks are held.
+
+        A block device is opened and left as it is. ``nocow`` asks the file system not to copy on
+        write, where it has that choice (Btrfs). All else is as in :meth:`open`.
+        """
+        name = os.fspath(path)
+        _cache(cache)
+        with contextlib.suppress(FileNotFoundError):
+            _check_kind(os.stat(path), name)
+        file, created = _create(path)
+        with _closing_on_error(file):
+            status = os.fstat(file.fileno())
+            _check_kind(status, name)
+            if lock:
+                _claim(file, name, True, share)
+            if stat.S_ISREG(status.st_mode):
+                os.ftruncate(file.fileno(), 0)
+                if nocow:
+                    _set_nocow(file)
+            return cls(file, name, writable=True, cache=cache, created=created)
+
+    # What it is
+
+    @property
+    def identity(self) -> Hashable | None:
+        return self._identity
+
+    @property
+    def directory(self) -> str | None:
+        return os.path.dirname(self.name) or "."
+
+    def fileno(self) -> int | None:
+        return self._file.fileno()
+
+    def size(self) -> int:
+        if self._device_size is not None:
+            return self._device_size
+        return os.fstat(self._file.fileno()).st_size
+
+    def allocated(self) -> int:
+        status = os.fstat(self._file.fileno())
+        return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+
+    def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
+        end = check_range(offset, length, self.name)
+        return holes.merge(self._find(offset, end))
+
+    def _find(self, offset: int, end: int) -> Iterator[HostRange]:
+        inside = max(offset, min(end, self.size()))
+        with self._naming:
+            yield from holes.find(self._file, offset, inside)
+        yield HostRange(inside, end - inside, False)
+
+    # Reading
+
+    def read_into(self, offset: int, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        if not view.nbytes:
+            return 0
+        view = view.cast("B")
+        check_offset(offset, self.name)
+        with self._naming:
+            found = self._get(view[: max(0, MAX_OFFSET - offset)], offset)
+        if found < len(view):
+            fill_zeroes(view[found:])
+        return found
+
+    def _get(self, view: memoryview, offset: int) -> int:
+        if not view:
+            return 0
+        if self._direct is not None:
+            return self._direct.read(view, offset)
+        return self._file.read(view, offset)
+
+    # Writing
+
+    def write_at(self, offset: int, data: ReadableBuffer) -> None:
+        view = memoryview(data)
+        end = self._check_write(offset, view.nbytes)
+        if not view.nbytes:
+            return
+        view = view.cast("B")
+        with self._naming, self._growing(end):
+            self._put(view, offset)
+            self._reached(end)
+        self._written()
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        end = self._check_write(offset, length)
+        if not length:
+            return
+        with self._naming, self._growing(end):
+            if unmap:
+                size = self.size()
+                if end > size:
+                    self._set_size(end)
+                inside = min(end, size) - offset
+                if inside > 0 and not (
+                    holes.punch(self._file, offset, inside)
+                    or holes.zero(self._file, offset, inside, keep_size=True)
+                ):
+                    self._put_zeroes(offset, inside)
+            elif not holes.zero(self._file, offset, length):
+                self._put_zeroes(offset, length)
+            self._reached(end)
+        self._written()
+
+    def truncate(self, size: int) -> None:
+        """Set the length in bytes. A block device keeps its own, which must be enough."""
+        self._check_write(size, 0)
+        with self._naming, self._growth:
+            self._set_size(size)
+        self._written()
+
+    def preallocate(self, offset: int, length: int, *, full: bool = False) -> None:
+        end = self._check_write(offset, length)
+        if not length:
+            return
+        with self._naming, self._growing(end):
+            if full:
+                self._put_zeroes(offset, length)
+            elif self._device_size is not None:
+                self._check_device(end)
+            elif not holes.reserve(self._file, offset, length):
+                for part in list(self.ranges(offset, length)):
+                    if not part.is_data:
+                        self._put_zeroes(part.offset, part.length)
+            self._reached(end)
+        self._written()
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> int:
+        end = self._check_write(offset, length)
+        check_range(source_offset, length, source.name)
+        number = source.fileno()
+        if number is None or not length:
+            return 0
+        with self._naming, self._growing(end):
+            done = copying.copy(number, source_offset, self._file.fileno(), offset, length)
+            self._reached(offset + done)
+        if done:
+            self._written()
+        return done
+
+    def flush(self) -> None:
+        """Make everything written durable; with the cache mode ``unsafe``, nothing happens."""
+        self._file.fileno()
+        if not self.read_only and not self._cache.unsafe:
+            self._sync()
+
+    def close(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
+        self._file.close()
+
+    def __del__(self) -> None:
+        # Only where __init__ got as far as owning the file.
+        if "_file" in self.__dict__ and not self._file.closed:
+            warnings.warn(f"unclosed {self.name!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def _check_write(self, offset: int, length: int) -> int:
+        """Return the end of a range that may be written, or raise why it may not be."""
+        if self.read_only:
+            raise ReadOnly("The file is open read-only", filename=self.name)
+        self._check_failure()
+        self._file.fileno()
+        return check_range(offset, length, self.name)
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise OSError(self._failure.errno, self._failure.strerror, self.name)
+
+    def _check_device(self, end: int) -> None:
+        if self._device_size is not None and end > self._device_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+
+    def _growing(self, end: int) -> contextlib.AbstractContextManager[object]:
+        """What to hold while writing up to ``end``: nobody may cut the file off meanwhile."""
+        return self._growth if end > self._end else _UNLOCKED
+
+    def _reached(self, end: int) -> None:
+        if end > self._end:
+            self._end = end
+
+    def _set_size(self, size: int) -> None:
+        if self._device_size is not None:
+            self._check_device(size)
+            return
+        os.ftruncate(self._file.fileno(), size)
+        self._end = size
+
+    def _put(self, view: memoryview, offset: int) -> None:
+        if self._direct is not None:
+            self._direct.write(view, offset)
+        else:
+            self._file.write(view, offset)
+
+    def _put_zeroes(self, offset: int, length: int) -> None:
+        for start, zeros in zero_pieces(offset, length):
+            self._put(zeros, start)
+
+    def _written(self) -> None:
+        if self._cache.through:
+            self._sync()
+
+    def _sync(self) -> None:
+        with self._syncing:
+            self._check_failure()
+            try:
+                with self._naming:
+                    self._file.sync()
+            except OSError as error:
+                self._failure = error
+                raise
+
+
+class _Naming:
+    """Puts a file's name into errors of calls that only know a descriptor."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(value, OSError) and value.filename is None:
+            value.filename = self._name
+
+
+def _cache(mode: str) -> _Cache:
+    try:
+        return _CACHES[mode]
+    except KeyError:
+        raise BadOption(f"Invalid cache mode '{mode}': it is {', '.join(_CACHES)}") from None
+
+
+def _check_kind(status: os.stat_result, name: str) -> None:
+    """Refuse what is neither a regular file nor a block device."""
+    mode = status.st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        kinds = {
+            stat.S_IFDIR: "a directory",
+            stat.S_IFIFO: "a FIFO",
+            stat.S_IFSOCK: "a socket",
+            stat.S_IFCHR: "a character device",
+        }
+        kind = kinds.get(stat.S_IFMT(mode), "a special file")
+        raise ImageError(
+            f"It is {kind}: an image must be a regular file or a block device", filename=name
+        )
+
+
+def _open(path: str | os.PathLike[str], flags: int, dir_fd: int | None = None) -> Descriptor:
+    """Open a file so that not even a FIFO, put in its place just now, makes us wait."""
+    for flag in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):
+        flags |= getattr(os, flag, 0)
+    file = Descriptor(os.open(path, flags, 0o644, dir_fd=dir_fd))
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(file.fileno(), True)
+    return file
+
+
+def _create(path: str | os.PathLike[str]) -> tuple[Descriptor, bool]:
+    """Open a file for writing, making it if need be; also return if this made it."""
+    try:
+        return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
+    except FileExistsError:
+        pass
+    try:
+        return _open(path, os.O_RDWR), False
+    except FileNotFoundError:
+        # A link that leads nowhere yet, or a file that went away: not surely ours to remove.
+        return _open(path, os.O_RDWR | os.O_CREAT), False
+
+
+def _claim(file: Descriptor, name: str, writable: bool, share: bool) -> None:
+    if writable:
+        ImageLock(file, name).claim(SHARED_WRITE if share else WRITE)
+    else:
+        ImageLock(file, name).claim(SHARED_READ if share else READ)
+
+
+@contextlib.contextmanager
+def _closing_on_error(file: Descriptor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
+def _set_nocow(file: Descriptor) -> None:
+    """Set FS_NOCOW_FL on an empty file; that it can't be set is nothing to fail for."""
+    try:
+        import fcntl
+        import struct
+    except ImportError:
+        return
+    number = struct.calcsize("l")
+    get, put = 0x80006601 | number << 16, 0x40006602 | number << 16
+    with contextlib.suppress(OSError):
+        flags = struct.unpack("i", fcntl.ioctl(file.fileno(), get, bytes(4)))[0]
+        fcntl.ioctl(file.fileno(), put, struct.pack("i", flags | 0x00800000))

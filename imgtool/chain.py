@@ -197,7 +197,7 @@ class Opener:
             return chosen.load_opener()(storage, below, checked)
         except ImageError as error:
             storage.close()
-            raise error.in_file(storage.name) from error.__cause__
+            raise error.while_opening(storage.name) from error.__cause__
         except BaseException:
             storage.close()
             raise
@@ -205,9 +205,13 @@ class Opener:
     def reference(self, reference: Reference) -> BlockDevice:
         """Open an image that the user describes."""
         chosen = replace(self, overrides=reference.children)
-        return chosen.image(
-            storage_for(reference.source, chosen), reference.format, reference.options
-        )
+        try:
+            storage = storage_for(reference.source, chosen)
+        except ImageError as error:
+            if error.filename is not None:
+                error.while_opening(error.filename)
+            raise
+        return chosen.image(storage, reference.format, reference.options)
 
     def backing(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -124,6 +124,35 @@ class BlockDevice(abc.ABC):
         if not self.read_only:
             self._flush()
 
+    # Writing in bulk: what the copy engine uses, from one thread unless said otherwise
+
+    def reserve(self, offset: int, length: int) -> list[Extent]:
+        """Take host storage for a range that is about to be overwritten whole.
+
+        ``offset`` is a multiple of ``limits.alignment``, and so is ``length`` unless the range ends
+        the disk. Returns DATA extents that cover the range and say where its bytes belong; nothing
+        shows before :meth:`link`.
+        """
+        self._check_write(offset, length)
+        return self._reserve(offset, length)
+
+    def link(self, extents: Iterable[Extent]) -> None:
+        """Make reserved extents part of the disk. Their bytes have been written to their storage."""
+        self._link(extents)
+
+    @property
+    def encoded_size(self) -> int:
+        """The guest bytes that :meth:`encode` takes at a time; 0 if the format cannot compress."""
+        return 0
+
+    def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
+        """Compress ``encoded_size`` bytes; None if that saves nothing. Any thread may call it."""
+        raise self._cannot("hold compressed data")
+
+    def write_encoded(self, offset: int, encoded: bytes) -> None:
+        """Store what :meth:`encode` made of the ``encoded_size`` bytes at ``offset``."""
+        raise self._cannot("hold compressed data")
+
     def resize(self, size: int) -> None:
         """Set the virtual size; what comes into being reads as zeros."""
         if self.read_only:
@@ -157,6 +186,12 @@ class BlockDevice(abc.ABC):
 
     def _discard(self, offset: int, length: int) -> None:
         return None  # a discard is only a hint
+
+    def _reserve(self, offset: int, length: int) -> list[Extent]:
+        raise self._cannot("be written")
+
+    def _link(self, extents: Iterable[Extent]) -> None:
+        raise self._cannot("be written")
 
     def _flush(self) -> None:
         raise self._cannot("be flushed")

@@ -13,19 +13,27 @@ class ImageError(Exception):
     """An image, or a request made of it, is at fault.
 
     ``reason`` says what is wrong and, where there is something to do, what to do.
-    ``filename`` is the image concerned, filled in by whoever knows it first.
+    ``filename`` is the image concerned, filled in by whoever knows it first. ``opening`` lists
+    the images that could not be opened because of this: from the one deepest in the chain to the
+    one that was asked for; it is empty if the error came later.
     """
 
     def __init__(self, reason: str, *, filename: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.filename = filename
+        self.opening: tuple[str, ...] = ()
 
     def in_file(self, filename: str) -> ImageError:
         """Name the file, unless a layer below has named one already."""
         if self.filename is None:
             self.filename = filename
         return self
+
+    def while_opening(self, filename: str) -> ImageError:
+        """Note that the image could not be opened because of this."""
+        self.opening = (*self.opening, filename)
+        return self.in_file(filename)
 
     def __str__(self) -> str:
         return f"'{self.filename}': {self.reason}" if self.filename else self.reason

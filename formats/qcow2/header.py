@@ -171,6 +171,10 @@ class Header:
             others = (*others, Extension(wanted, data))
         return replace(self, extensions=others)
 
+    def with_l1_table_at(self, offset: int) -> Header:
+        """Return the header with the active L1 table at another host offset."""
+        return replace(self, l1_table_offset=offset)
+
     def build(self) -> bytes:
         """Return the header's bytes: fields, extensions and backing file name, unpadded.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections.abc import Iterable
 
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES, Geometry
@@ -40,26 +41,45 @@ class L2Tables:
         self._geometry = geometry
         self._capacity = max(2, L2_CACHE_BYTES // geometry.cluster_size)
         self._tables: dict[int, array[int]] = {}
+        self._pinned: dict[int, array[int]] = {}
         self._lock = threading.Lock()
 
     def get(self, l1_index: int) -> array[int] | None:
         """The L2 table for an L1 entry, or None where there is none."""
-        table = self._tables.get(l1_index)
+        table = self._pinned.get(l1_index) or self._tables.get(l1_index)
         if table is not None:
             return table
-        entry = self.l1[l1_index]
-        offset = entry & L1_OFFSET_MASK
+        # Loading under the lock keeps a slow reader from bringing back what has been replaced.
+        with self._lock:
+            table = self._pinned.get(l1_index) or self._tables.get(l1_index)
+            if table is None:
+                table = self._load(l1_index)
+                if table is not None:
+                    self._keep(l1_index, table)
+            return table
+
+    def _load(self, l1_index: int) -> array[int] | None:
+        offset = self.l1[l1_index] & L1_OFFSET_MASK
         if not offset:
             return None
         if offset % self._geometry.cluster_size:
             raise CorruptImage("An L2 table is not aligned to a cluster", offset)
-        table = read_table(self._storage, offset, self._geometry.cluster_size // 8, "An L2 table")
-        self._keep(l1_index, table)
-        return table
+        return read_table(self._storage, offset, self._geometry.cluster_size // 8, "An L2 table")
+
+    def pin(self, l1_index: int, table: array[int]) -> None:
+        """Keep ``table`` as the L2 table of an L1 entry until it is unpinned."""
+        with self._lock:
+            self._pinned[l1_index] = table
+            self._tables.pop(l1_index, None)
+
+    def unpin(self, l1_indexes: Iterable[int]) -> None:
+        """Let tables that have been written be forgotten again."""
+        with self._lock:
+            for l1_index in l1_indexes:
+                self._keep(l1_index, self._pinned.pop(l1_index))
 
     def _keep(self, l1_index: int, table: array[int]) -> None:
-        with self._lock:
-            while len(self._tables) >= self._capacity:
-                # The oldest goes: dictionaries keep the order of insertion.
-                del self._tables[next(iter(self._tables))]
-            self._tables[l1_index] = table
+        while len(self._tables) >= self._capacity:
+            # The oldest goes: dictionaries keep the order of insertion.
+            del self._tables[next(iter(self._tables))]
+        self._tables[l1_index] = table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice, Limits
@@ -73,6 +73,12 @@ class RawDevice(BlockDevice):
 
     def _discard(self, offset: int, length: int) -> None:
         self._storage.write_zeroes(self._offset + offset, length, unmap=True)
+
+    def _reserve(self, offset: int, length: int) -> list[Extent]:
+        return [Extent(offset, length, Kind.DATA, self._storage, self._offset + offset)]
+
+    def _link(self, extents: Iterable[Extent]) -> None:
+        """Do nothing: in a raw disk every byte has its place from the start."""
 
     def _flush(self) -> None:
         self._storage.flush()

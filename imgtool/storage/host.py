@@ -90,6 +90,8 @@ class Descriptor:
             data = os.pread(self.fileno(), len(part), offset)
         else:
             with self._position:
+                if offset >= os.lseek(self.fileno(), 0, os.SEEK_END):
+                    return 0  # no position may be further off than the largest file's end
                 os.lseek(self.fileno(), offset, os.SEEK_SET)
                 data = os.read(self.fileno(), len(part))
         part[: len(data)] = data
@@ -112,7 +114,7 @@ def _sync(number: int) -> None:
 
 
 def _full_sync(number: int) -> bool:
-    """Flush the drive's cache too, which takes a call of its own on macOS; return if that worked."""
+    """Flush the drive's cache too, which has its own call on macOS; return if that worked."""
     try:
         import fcntl
     except ImportError:

@@ -153,5 +153,5 @@ def _warn(name: str) -> None:
             f"'{name}' can't be locked on this host: nothing keeps other programs from writing "
             "images that imgtool writes",
             UnlockedWarning,
-            stacklevel=6,
+            stacklevel=5,
         )

@@ -1,0 +1,163 @@
+"""The metadata of a writable image: what has changed, and the order in which it becomes durable.
+
+The order, at each flush (each arrow is an fsync where there is something to wait for):
+
+    data → refcount blocks → refcount table → header, if the table moved → L2 tables
+    → L1 entries → clusters that these no longer reference are free
+
+so that whatever is cut short, nothing on disk references a cluster that is not counted, or shows
+data that has not arrived. What is lost at worst is space: a cluster counted and not referenced.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+from imgtool.formats.qcow2.allocator import Allocator
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK
+from imgtool.formats.qcow2.tables import L2Tables
+from imgtool.schema.fields import big_endian_bytes
+from imgtool.storage.base import Storage
+
+#: Changed tables and blocks that may wait in memory; past it they are flushed.
+DIRTY_LIMIT = 16 << 20
+
+
+class Metadata:
+    """L1, L2 and refcounts of one writable disk. The caller holds the device's write lock.
+
+    A ``fresh`` image opens as nothing until :meth:`write_header`, so nothing in it needs an order.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        data: Storage,
+        header: Header,
+        tables: L2Tables,
+        allocator: Allocator,
+        *,
+        fresh: bool,
+    ) -> None:
+        self.header = header
+        self.allocator = allocator
+        self._storage = storage
+        self._data = data
+        self._tables = tables
+        self._fresh = fresh
+        self._dirty_l2: set[int] = set()
+        self._dirty_l1: set[int] = set()
+        self._to_free: list[tuple[int, int]] = []
+
+    def l2_table(self, l1_index: int) -> array[int]:
+        """The L2 table for an L1 entry, for changing: made if there is none, copied if shared."""
+        table = self._tables.get(l1_index)
+        entry = self._tables.l1[l1_index]
+        if table is None or not entry & COPIED:
+            entries = self.header.geometry.cluster_size // 8
+            table = array("Q", bytes(entries * 8)) if table is None else table[:]
+            offset, _ = self.allocator.allocate(1)
+            self._tables.l1[l1_index] = offset | COPIED
+            self._dirty_l1.add(l1_index)
+            if entry & L1_OFFSET_MASK:
+                self.free_later(entry & L1_OFFSET_MASK, 1)
+        self._tables.pin(l1_index, table)
+        self._dirty_l2.add(l1_index)
+        return table
+
+    def free_later(self, offset: int, clusters: int) -> None:
+        """Let go of host clusters once nothing on disk references them any more."""
+        self._to_free.append((offset, clusters))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the image has no header yet."""
+        return self._fresh
+
+    @property
+    def crowded(self) -> bool:
+        """Whether enough has changed for a flush to be due."""
+        waiting = len(self._dirty_l2) * self.header.geometry.cluster_size
+        return waiting + self.allocator.dirty_bytes > DIRTY_LIMIT
+
+    def flush(self) -> None:
+        """Write everything that has changed, in order; see the module's text."""
+        self._barrier()
+        self._write_refcounts()
+        if self._write_l2():
+            self._barrier()
+        if self._write_l1():
+            self._barrier()
+        if self._to_free:
+            freed, self._to_free = self._to_free, []
+            for offset, clusters in freed:
+                self.allocator.change(offset, clusters, -1)
+            self.allocator.write_blocks()
+
+    def write_header(self) -> None:
+        """Write the header, behind everything that it makes visible."""
+        self._storage.write_at(0, self.header.build())
+        self._storage.flush()
+        self._fresh = False
+
+    def _barrier(self) -> None:
+        if self._fresh:
+            return
+        if self._data is not self._storage:
+            self._data.flush()
+        self._storage.flush()
+
+    def _write_refcounts(self) -> None:
+        allocator = self.allocator
+        wrote = allocator.write_blocks()
+        if wrote:
+            self._barrier()
+        if allocator.write_table():
+            self._barrier()
+        if allocator.retired is not None:
+            offset, clusters = allocator.retired
+            allocator.retired = None
+            geometry = self.header.geometry
+            self.header = replace(
+                self.header,
+                refcount_table_offset=allocator.table_offset,
+                refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
+            )
+            if not self._fresh:
+                self.write_header()
+            self.free_later(offset, clusters)
+
+    def _write_l2(self) -> bool:
+        def place(l1_index: int) -> int:
+            return self._tables.l1[l1_index] & L1_OFFSET_MASK
+
+        for l1_index in sorted(self._dirty_l2, key=place):
+            table = self._tables.get(l1_index)
+            assert table is not None
+            self._storage.write_at(place(l1_index), big_endian_bytes(table))
+        wrote = bool(self._dirty_l2)
+        self._tables.unpin(self._dirty_l2)
+        self._dirty_l2.clear()
+        return wrote
+
+    def _write_l1(self) -> bool:
+        """Write changed L1 entries, neighbours in one go."""
+        for first, end in _runs(sorted(self._dirty_l1)):
+            offset = self.header.l1_table_offset + 8 * first
+            self._storage.write_at(offset, big_endian_bytes(self._tables.l1[first:end]))
+        wrote = bool(self._dirty_l1)
+        self._dirty_l1.clear()
+        return wrote
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Join sorted numbers into ranges ``(first, end)``."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs

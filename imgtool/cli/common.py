@@ -1,0 +1,168 @@
+"""Options and types that commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from imgtool.chain import OpenPolicy, Trust
+from imgtool.errors import BadOption
+from imgtool.units import parse_size
+
+if TYPE_CHECKING:
+    _SizeBase = click.ParamType[int]
+else:
+    _SizeBase = click.ParamType
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
+
+
+class SizeType(_SizeBase):
+    """A size in bytes, with qemu-img's suffixes; the parameter receives an int."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except BadOption as error:
+            self.fail(error.reason, param, ctx)
+
+
+SIZE = SizeType()
+
+
+class Command(click.Command):
+    """A command whose ``--progress`` may be followed by ``=FORMAT``, as an option of a flag's kind.
+
+    (An option with an optional value would swallow the file name that follows ``-p``.)
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        last = args.index("--") if "--" in args else len(args)
+        options = [
+            f"--progress-as={argument.partition('=')[2]}"
+            if argument.startswith("--progress=")
+            else argument
+            for argument in args[:last]
+        ]
+        return super().parse_args(ctx, options + args[last:])
+
+
+def format_option(*names: str, name: str = "format", help: str = "Image format.") -> Decorator[F]:
+    """``-f/--format FMT``, or other ``names``, as the parameter ``name``."""
+    return click.option(
+        *(names or ("-f", "--format")), name, metavar="FMT", help=f"{help} [default: probed]"
+    )
+
+
+def image_opts_option(*names: str, name: str = "image_opts") -> Decorator[F]:
+    """``--image-opts``: the image names are lists of options."""
+    return click.option(
+        *(names or ("--image-opts",)),
+        name,
+        is_flag=True,
+        help="FILENAME is an image specification (driver=FMT,file.filename=NAME,...).",
+    )
+
+
+def force_share_option() -> Decorator[F]:
+    """``-U/--force-share``, as ``force_share``."""
+    return click.option(
+        "-U",
+        "--force-share",
+        is_flag=True,
+        help="Open images even if others, such as a running guest, write to them.",
+    )
+
+
+def cache_option(
+    *names: str, name: str = "cache", default: str = "writeback", of: str = "the image"
+) -> Decorator[F]:
+    """``-T/--cache MODE``, or other ``names``, as the parameter ``name``."""
+    return click.option(
+        *(names or ("-T", "--cache")),
+        name,
+        type=click.Choice(CACHE_MODES),
+        default=default,
+        metavar="MODE",
+        help=f"Cache mode of {of}: {', '.join(CACHE_MODES)}. [default: {default}]",
+    )
+
+
+def quiet_option() -> Decorator[F]:
+    """``-q/--quiet``, as ``quiet``."""
+    return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+def output_option() -> Decorator[F]:
+    """``--output human|json``, as ``output``."""
+    return click.option(
+        "--output",
+        type=click.Choice(("human", "json")),
+        default="human",
+        help="Print for people or for programs. [default: human]",
+    )
+
+
+def progress_options(function: F) -> F:
+    """``-p/--progress[=json]``, as ``progress``: None, ``"human"`` or ``"json"``."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, progress: bool, progress_as: str | None, **kwargs: Any) -> Any:
+        chosen = progress_as or ("human" if progress else None)
+        return function(*args, progress=chosen, **kwargs)
+
+    return click.option(
+        "-p",
+        "--progress",
+        is_flag=True,
+        help="Show progress; --progress=json prints one JSON object a line on stderr.",
+    )(click.option("--progress-as", type=click.Choice(("human", "json")), hidden=True)(wrapped))  # type: ignore[return-value]
+
+
+def trust_options(function: F) -> F:
+    """``--trust``, ``--untrusted`` and ``--allow-path``, as ``policy``: an :class:`OpenPolicy`."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any, trust: bool, untrusted: bool, allow_path: tuple[str, ...], **kwargs: Any
+    ) -> Any:
+        if trust and untrusted:
+            raise click.UsageError("--trust and --untrusted exclude each other")
+        policy = OpenPolicy.default()
+        if trust:
+            policy = OpenPolicy(Trust.ANY)
+        elif untrusted:
+            policy = OpenPolicy(Trust.NONE)
+        if allow_path:
+            policy = OpenPolicy(policy.trust, allow_path)
+        return function(*args, policy=policy, **kwargs)
+
+    decorate: list[Decorator[Any]] = [
+        click.option(
+            "--allow-path",
+            multiple=True,
+            metavar="DIR",
+            help="Let images name files inside DIR, too (may be repeated).",
+        ),
+        click.option(
+            "--untrusted",
+            is_flag=True,
+            help="Open no file that an image names.",
+        ),
+        click.option(
+            "--trust",
+            is_flag=True,
+            help="Open whatever file an image names. [default: only inside its own directory]",
+        ),
+    ]
+    for option in decorate:
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]

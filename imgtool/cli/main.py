@@ -1,0 +1,121 @@
+"""The entry point: finds the command's module, and turns every failure into one line.
+
+Shell completion is click's own; for bash, put this into ~/.bashrc (zsh and fish likewise)::
+
+    eval "$(_IMGTOOL_COMPLETE=bash_source imgtool)"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast
+
+import click
+
+from imgtool import __version__
+from imgtool.cli.errors import ERRORS, complain, say
+
+#: The commands and their help lines: `imgtool --help` imports none of them. Each lives in the
+#: attribute ``command`` of the module imgtool.cli.<name>.
+COMMANDS = {
+    "check": "Check an image's integrity and repair it",
+    "compare": "Check if two images have the same contents",
+    "convert": "Copy images to another, converting the format",
+    "create": "Create a new image",
+    "info": "Show information about images",
+    "map": "Show where an image's data lies",
+    "measure": "Calculate the file size that a new image needs",
+}
+
+_INTERRUPTED = 130
+#: What a shell reports for a process that SIGPIPE ends.
+_BROKEN_PIPE = 141
+
+
+class Commands(click.Group):
+    """The group of all commands, which imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"imgtool.cli.{cmd_name}")
+        return cast(click.Command, module.command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            ctx.fail(f"Command not found: {name}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"imgtool version {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    "imgtool",
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Create, convert, inspect and check virtual machine disk images."""
+    if ctx.invoked_subcommand is None:
+        ctx.fail("Not enough arguments")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (that of the process, by default) and return the exit status."""
+    try:
+        result: Any = group.main(arguments, prog_name="imgtool", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "imgtool"
+        say(path, error.format_message())
+        click.echo(f"Try '{path} --help' for more info", err=True)
+        return 1
+    except click.ClickException as error:
+        say("imgtool", error.format_message())
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output is gone. Nothing may be written to it at exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except ERRORS as error:
+        return complain(error)
+    except (KeyboardInterrupt, click.Abort):
+        say("imgtool", "Interrupted")
+        return _INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

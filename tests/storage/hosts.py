@@ -1,0 +1,20 @@
+"""Poorer hosts than the one the tests run on: calls of the platform taken away, one by one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from imgtool.storage import holes, locks
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
+    """Take away calls of :mod:`os` by name, or ``fallocate``, or ``locks``."""
+    for call in calls:
+        if call == "fallocate":
+            monkeypatch.setattr(holes, "system_fallocate", lambda: None)
+        elif call == "locks":
+            monkeypatch.setattr(locks, "system_locks", lambda: None)
+        else:
+            monkeypatch.delattr(os, call, raising=False)

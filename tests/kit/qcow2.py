@@ -183,17 +183,12 @@ class ImageBuilder:
         content = self.fresh() if content is None else content
         if payload is None:
             payload = (zstd if self.compression == "zstd" else deflate)(content)
-        if not self._packed or self._packed + skip + len(payload) > len(self._file):
-            # Go on where the last one ended if nothing follows it, else in new clusters.
-            if self._packed and -(-self._packed // self.cluster_size) * self.cluster_size == len(
-                self._file
-            ):
-                start = self._packed + skip
-            else:
-                start = len(self._file) + skip
-            self._grow(-(-(start + len(payload)) // self.cluster_size) * self.cluster_size)
-        else:
-            start = self._packed + skip
+        # Packed clusters go on into the next host cluster, unless that holds something else.
+        start = self._packed + skip
+        room = -(-self._packed // self.cluster_size) * self.cluster_size
+        if start + len(payload) > room and room != len(self._file):
+            start = len(self._file) + skip
+        self._grow(-(-(start + len(payload)) // self.cluster_size) * self.cluster_size)
         self._file[start : start + len(payload)] = payload
         self._packed = start + len(payload)
         last = start + len(payload) - 1

@@ -139,7 +139,7 @@ class BlockDevice(abc.ABC):
         return self._reserve(offset, length)
 
     def link(self, extents: Iterable[Extent]) -> None:
-        """Make reserved extents part of the disk. Their bytes have been written to their storage."""
+        """Make reserved extents, whose bytes have been written, part of the disk."""
         self._link(extents)
 
     @property

@@ -150,6 +150,7 @@ class Format:
     probe: Callable[[bytes, bytes], int]
     opener: str
     creator: str = ""
+    judge: str = ""
     checker: str = ""
     measurer: str = ""
     describer: str = ""
@@ -168,6 +169,11 @@ class Format:
         if not self.creator:
             raise BadOption(f"Format '{self.name}' cannot be created: it is read-only in imgtool")
         return cast(CreateImage, _load(self.creator))
+
+    def judge_options(self, size: int, options: Mapping[str, Any]) -> None:
+        """Raise :class:`BadOption` for what a new image can't be, before any file is touched."""
+        if self.judge:
+            _load(self.judge)(size, options)
 
     def load_checker(self) -> Callable[[BlockDevice], CheckResult] | None:
         """Import the function that checks an open image, or None if the format has no checks."""

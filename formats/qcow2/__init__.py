@@ -16,6 +16,7 @@ FORMAT = Format(
     probe=_probe,
     opener="imgtool.formats.qcow2.driver:open_device",
     creator="imgtool.formats.qcow2.create:create",
+    judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
     measurer="imgtool.formats.qcow2.measure:measure",
     describer="imgtool.formats.qcow2.describe:describe",

@@ -198,7 +198,7 @@ def begin(
     that this call made are removed again. ``backing`` is the open backing image, for formats that
     have to look at it.
     """
-    rehearse(plan)
+    plan.format.judge_options(plan.size, plan.options)
     with contextlib.ExitStack() as undo:
         try:
             storage = _make(plan, plan.target, undo, cache, lock)
@@ -241,6 +241,9 @@ def _make(
 
 def _discard(storage: Any) -> None:
     """Take back a file that this run made; one that was there before stays, emptied."""
+    if not storage.created and os.path.isfile(storage.name):
+        with contextlib.suppress(OSError):
+            os.truncate(storage.name, 0)
     storage.close()
     if storage.created:
         with contextlib.suppress(OSError):
@@ -277,60 +280,3 @@ def create(
             opener=opener,
         )
     )
-
-
-class _Reached(Exception):
-    """The format has begun to write, so it has no objections."""
-
-
-class _Rehearsal(Storage):
-    """An empty file that can't be written to: the first attempt ends the rehearsal."""
-
-    read_only = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def size(self) -> int:
-        return 0
-
-    def allocated(self) -> int:
-        return 0
-
-    def read_into(self, offset: int, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        view[:] = bytes(len(view))
-        return 0
-
-    def ranges(self, offset: int, length: int) -> Iterator[Any]:
-        return iter(())
-
-    def write_at(self, offset: int, data: Any) -> None:
-        raise _Reached
-
-    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        raise _Reached
-
-    def truncate(self, size: int) -> None:
-        raise _Reached
-
-    def preallocate(self, offset: int, length: int, *, full: bool = False) -> None:
-        raise _Reached
-
-    def flush(self) -> None:
-        raise _Reached
-
-    def close(self) -> None:
-        pass
-
-
-def rehearse(plan: CreatePlan) -> None:
-    """Raise what the format objects to in ``plan`` before it would write anything."""
-    data = _Rehearsal("data file") if plan.options.get("data_file") is not None else None
-    create = plan.format.load_creator()
-    try:
-        create(_Rehearsal(plan.name), plan.size, plan.options, data=data)
-    except _Reached:
-        pass
-    except ImageError as error:
-        raise error.in_file(plan.name) from error.__cause__

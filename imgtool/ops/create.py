@@ -1,7 +1,12 @@
-"""Create: plan an image and judge what can be judged, then make its files."""
+"""Create: plan an image and judge everything that can be judged, then make its files.
+
+The two steps are apart so that nothing on disk is touched by a request that is refused, and so
+that ``convert`` can fill the image between its beginning and its end.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping
@@ -10,10 +15,11 @@ from typing import Any
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference
+from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
-from imgtool.format import Format
+from imgtool.format import Format, NewImage
 from imgtool.names import file_path, same_file
-from imgtool.ops.making import Making
+from imgtool.storage.base import Storage
 from imgtool.units import parse_size
 
 #: What qemu can open, so that an image may record it as the format of its backing file.
@@ -33,11 +39,16 @@ class CreatePlan:
     ``given`` holds them as the caller gave them.
     """
 
-    path: str
+    target: str | Storage
     format: Format
     size: int
     options: Mapping[str, Any]
     given: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The new image's file name."""
+        return self.target if isinstance(self.target, str) else self.target.name
 
     def told(self) -> Iterator[tuple[str, str]]:
         """The options and their values as ``qemu-img create`` prints them, defaults included."""
@@ -49,7 +60,7 @@ class CreatePlan:
 
 
 def plan_create(
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | Storage,
     size: int | str | None = None,
     *,
     format: str = "raw",
@@ -63,22 +74,23 @@ def plan_create(
 
     ``backing_file`` is relative to the new image's directory and needs ``backing_format``; it is
     opened and must be an image of that format, unless ``unsafe``. ``options`` are the format's.
+
     No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
     """
-    path = file_path(os.fspath(target))
+    where: str | Storage = target if isinstance(target, Storage) else file_path(os.fspath(target))
     given = dict(options or {})
     if backing_file is not None:
         given["backing_file"] = backing_file
     if backing_format is not None:
         given["backing_fmt"] = backing_format
     try:
-        return _plan(path, size, format, given, unsafe, opener or Opener())
+        return _plan(where, size, format, given, unsafe, opener or Opener())
     except ImageError as error:
-        raise error.in_file(path) from error.__cause__
+        raise error.in_file(where if isinstance(where, str) else where.name) from error.__cause__
 
 
 def _plan(
-    path: str,
+    target: str | Storage,
     size: int | str | None,
     format: str,
     given: Mapping[str, object],
@@ -95,20 +107,21 @@ def _plan(
         if wanted is not None:
             raise BadOption("The image size must be specified only once")
         wanted = parse_size(size)
-    if options.get("data_file") is not None:
-        options["data_file"] = file_path(options["data_file"])
-        if same_file(path, beside(path, options["data_file"])):
+    data_file = options.get("data_file")
+    if data_file is not None:
+        options["data_file"] = file_path(data_file)
+        if _is(target, beside(target, options["data_file"])):
             raise BadOption("An image cannot be its own data file")
-    backing_size = _check_backing(path, options, unsafe, opener)
+    backing_size = _check_backing(target, options, unsafe, opener)
     if wanted is None:
         wanted = backing_size
     if wanted is None:
         raise BadOption("Image creation needs a size parameter")
-    return CreatePlan(path, chosen, wanted, options, given)
+    return CreatePlan(target, chosen, wanted, options, given)
 
 
 def _check_backing(
-    path: str, options: Mapping[str, Any], unsafe: bool, opener: Opener
+    target: str | Storage, options: Mapping[str, Any], unsafe: bool, opener: Opener
 ) -> int | None:
     """Return the backing image's size in bytes; None if there is none, or it is not to be seen."""
     name: str | None = options.get("backing_file")
@@ -125,55 +138,115 @@ def _check_backing(
         if recorded is None:
             raise BadOption("Backing file specified without backing format")
         return None
-    below = beside(path, file_path(name))
-    if same_file(path, below):
+    path = beside(target, file_path(name))
+    if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
+    reading = Opener(policy=opener.policy, share=opener.share, lock=opener.lock, cache=opener.cache)
     try:
         if recorded is None:
-            with opener.file(below) as storage:
+            with reading.file(path) as storage:
                 found = registry.probe(storage).name
             raise BadOption(
                 f"Backing file specified without backing format (Detected format of {found})"
             )
-        with opener.reference(Reference(below, recorded)) as backing:
+        with reading.reference(Reference(path, recorded)) as backing:
             return backing.size
     except OSError as error:
         raise ImageError(
-            f"Could not open backing file: Could not open '{below}': {error.strerror}"
+            f"Could not open backing file: Could not open '{path}': {error.strerror}"
         ) from error
     except ImageError as error:
         if not error.opening:
             raise
-        culprit = "" if error.filename in (None, below) else f": '{error.filename}'"
-        raise error.within(f"Could not open backing file '{below}'{culprit}") from error.__cause__
+        culprit = "" if error.filename in (None, path) else f": '{error.filename}'"
+        raise error.within(f"Could not open backing file '{path}'{culprit}") from error.__cause__
 
 
-def beside(path: str, name: str) -> str:
-    """Return the path of the file that the image at ``path`` calls ``name``."""
-    return (
-        path[: len(path) - len(os.path.basename(path))] + name if not os.path.isabs(name) else name
+def beside(target: str | Storage, name: str) -> str:
+    """Return the path of a file that the image at ``target`` will call ``name``."""
+    if os.path.isabs(name):
+        return name
+    if isinstance(target, str):
+        return target[: len(target) - len(os.path.basename(target))] + name
+    return os.path.join(target.directory or "", name)
+
+
+def _is(target: str | Storage, path: str) -> bool:
+    return isinstance(target, str) and same_file(target, path)
+
+
+@contextlib.contextmanager
+def begin(
+    plan: CreatePlan,
+    *,
+    backing: BlockDevice | None = None,
+    cache: str = "writeback",
+    lock: bool = True,
+) -> Iterator[NewImage]:
+    """Make the image's files and give it to be filled; the caller finishes it.
+
+    What exists is only touched once the format has nothing to object. If the block raises, files
+    that this call made are removed again. ``backing`` is the open backing image, for formats that
+    have to look at it.
+    """
+    plan.format.judge_options(plan.size, plan.options)
+    with contextlib.ExitStack() as undo:
+        try:
+            storage = _make(plan, plan.target, undo, cache, lock)
+            data = None
+            if plan.options.get("data_file") is not None:
+                path = beside(plan.target, plan.options["data_file"])
+                data = _make(plan, path, undo, cache, lock)
+            creator = plan.format.load_creator()
+            with creator(storage, plan.size, plan.options, data=data, backing=backing) as image:
+                yield image
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise BadOption(
+                f"The image size is too large for file format '{plan.format.name}'",
+                filename=plan.name,
+            ) from error
+        except ImageError as error:
+            raise error.in_file(plan.name) from error.__cause__
+        undo.pop_all()
+
+
+def _make(
+    plan: CreatePlan, target: str | Storage, undo: contextlib.ExitStack, cache: str, lock: bool
+) -> Storage:
+    if isinstance(target, Storage):
+        if target.size():
+            raise BadOption("An image is only created in a storage that is empty")
+        return target
+    from imgtool.storage.file import FileStorage
+
+    storage = FileStorage.create(
+        target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
     )
+    undo.callback(_discard, storage)
+    return storage
+
+
+def _discard(storage: Any) -> None:
+    """Take back a file that this run made; one that was there before stays, emptied."""
+    if not storage.created and os.path.isfile(storage.name):
+        with contextlib.suppress(OSError):
+            os.truncate(storage.name, 0)
+    storage.close()
+    if storage.created:
+        with contextlib.suppress(OSError):
+            os.unlink(storage.name)
 
 
 def execute(plan: CreatePlan, *, cache: str = "writeback") -> None:
-    """Create the image that was planned. If that fails, files that this call made are removed.
-
-    Raises :class:`ImageError` for what the format objects to, before any file is touched, and
-    ``OSError``.
-    """
-    try:
-        with Making(plan.path, plan.format, plan.size, plan.options, cache=cache) as made:
-            made.finish()
-    except OSError as error:
-        if error.errno != errno.EFBIG:
-            raise
-        raise BadOption(
-            f"The image size is too large for file format '{plan.format.name}'", filename=plan.path
-        ) from error
+    """Create the image that was planned."""
+    with begin(plan, cache=cache) as image:
+        image.finish()
 
 
 def create(
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | Storage,
     size: int | str | None = None,
     *,
     format: str = "raw",

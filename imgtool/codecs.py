@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import zlib
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imgtool.errors import BadOption, CorruptImage
 
@@ -30,7 +30,7 @@ try:
     from isal import isal_zlib
 
     _isal = isal_zlib
-    _BAD_STREAM = (*_BAD_STREAM, isal_zlib.error)
+    _BAD_STREAM = (*_BAD_STREAM, cast("type[Exception]", isal_zlib.error))
 except ImportError:  # a platform without a wheel: zlib does it, slower
     _isal = None
 

@@ -76,7 +76,9 @@ class BlockDevice(abc.ABC):
 
     def read_into(self, offset: int, buffer: WriteableBuffer) -> None:
         """Fill ``buffer`` with the bytes at ``offset``."""
-        view = memoryview(buffer).cast("B")
+        view = _bytes_of(buffer)
+        if view.readonly:
+            raise TypeError("a buffer to read into must be writable")
         self._check(offset, len(view))
         if view:
             self._read(offset, view)
@@ -102,7 +104,7 @@ class BlockDevice(abc.ABC):
 
     def write_at(self, offset: int, data: ReadableBuffer) -> None:
         """Write ``data`` at ``offset``. It is durable after :meth:`flush`."""
-        view = memoryview(data).cast("B")
+        view = _bytes_of(data)
         self._check_write(offset, len(view))
         if view:
             self._write(offset, view)
@@ -137,7 +139,7 @@ class BlockDevice(abc.ABC):
         return self._reserve(offset, length)
 
     def link(self, extents: Iterable[Extent]) -> None:
-        """Make reserved extents part of the disk. Their bytes have been written to their storage."""
+        """Make reserved extents, whose bytes have been written, part of the disk."""
         self._link(extents)
 
     @property
@@ -253,9 +255,11 @@ class DeviceFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
+        self._check_open()
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check_open()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._device.size}
         if whence not in base:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
@@ -266,17 +270,29 @@ class DeviceFile(io.RawIOBase):
         return position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
+        self._check_open()
+        view = _bytes_of(buffer)
         count = max(0, min(len(view), self._device.size - self._position))
         self._device.read_into(self._position if count else 0, view[:count])
         self._position += count
         return count
 
     def write(self, data: ReadableBuffer) -> int:
-        view = memoryview(data).cast("B")
+        self._check_open()
+        view = _bytes_of(data)
         count = max(0, min(len(view), self._device.size - self._position))
         if view and not count:
             raise OutOfRange("No space is left behind the end of the disk", filename=self.name)
         self._device.write_at(self._position if count else 0, view[:count])
         self._position += count
         return count
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+
+def _bytes_of(buffer: ReadableBuffer) -> memoryview:
+    view = memoryview(buffer)
+    # A view of several dimensions cannot be cast if one of them is 0.
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from imgtool.chain import Opener
+    from imgtool.description import Description
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.storage.base import Storage
@@ -162,6 +163,7 @@ class Format:
     probe: Callable[[bytes, bytes], int]
     opener: str
     creator: str = ""
+    judge: str = ""
     checker: str = ""
     measurer: str = ""
     describer: str = ""
@@ -181,6 +183,11 @@ class Format:
             raise BadOption(f"Format '{self.name}' cannot be created: it is read-only in imgtool")
         return cast(CreateImage, _load(self.creator))
 
+    def judge_options(self, size: int, options: Mapping[str, Any]) -> None:
+        """Raise :class:`BadOption` for what a new image can't be, before any file is touched."""
+        if self.judge:
+            _load(self.judge)(size, options)
+
     def load_checker(self) -> Check | None:
         """Import the function that checks an open image, or None if the format has no checks."""
         return cast("Check", _load(self.checker)) if self.checker else None
@@ -189,10 +196,10 @@ class Format:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
 
-    def load_describer(self) -> Callable[[BlockDevice], dict[str, Any]] | None:
+    def load_describer(self) -> Callable[[BlockDevice], Description] | None:
         """Import the function that gives ``info`` what is particular to the format."""
         return (
-            cast("Callable[[BlockDevice], dict[str, Any]]", _load(self.describer))
+            cast("Callable[[BlockDevice], Description]", _load(self.describer))
             if self.describer
             else None
         )

@@ -38,6 +38,11 @@ class NewQcow2(NewImage):
         self.device.finish()
 
 
+def judge(size: int, options: Mapping[str, Any]) -> None:
+    """Raise :class:`BadOption` or :class:`ImageError` for an image that cannot be made."""
+    _header(CreateOptions.from_mapping(size, options)).build()
+
+
 def create(
     storage: Storage,
     size: int,
@@ -46,10 +51,9 @@ def create(
     data: Storage | None = None,
     backing: BlockDevice | None = None,
 ) -> NewQcow2:
-    """Lay out an empty image; see ``CreateImage``. Raises :class:`BadOption` before any write."""
+    """Lay out an empty image; see ``CreateImage``."""
     chosen = CreateOptions.from_mapping(size, options)
     header = _header(chosen)
-    header.build()  # what does not fit into a cluster is refused now, not at the end
     geometry = chosen.geometry
     table_clusters = header.refcount_table_clusters
     table = array("Q", bytes(table_clusters * geometry.cluster_size))

@@ -12,8 +12,8 @@ _STEP = 1 << 30
 def preallocate(device: WritableQcow2, options: CreateOptions) -> None:
     """Map the whole disk, and reserve or write host storage as ``options.preallocation`` says.
 
-    Over a backing image (which only extended L2 entries allow) clusters are given to the disk
-    without any subcluster being allocated, so that the backing image still shows.
+    Over a backing image (which only extended L2 entries allow) reserved clusters are not linked:
+    the disk has them, with no subcluster allocated, and the backing image still shows.
     """
     size = options.size
     visible = options.backing_file is None
@@ -29,7 +29,5 @@ def preallocate(device: WritableQcow2, options: CreateOptions) -> None:
             end = max(end, extent.host_offset + extent.length)
             if visible:
                 device.link((extent,))
-            else:
-                device.link_hidden(extent)
     if device.data is device.storage:
         device.storage.truncate(max(end, device.storage.size()))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from imgtool import codecs
-from imgtool.device import BlockDevice
+from imgtool.device import BlockDevice, Limits
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
@@ -63,6 +63,13 @@ class WritableQcow2(Qcow2Device):
         self._packed_end = 0
         self._closed = False
 
+    @property
+    def limits(self) -> Limits:
+        """Subclusters can be reserved alone in a new image; elsewhere clusters may have to move."""
+        geometry = self.header.geometry
+        fresh = self._metadata.unfinished
+        return Limits(alignment=geometry.subcluster_size if fresh else geometry.cluster_size)
+
     # Reserving and linking
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
@@ -90,9 +97,24 @@ class WritableQcow2(Qcow2Device):
                 wanted = geometry.clusters(stop - start)
                 host, count = self._allocator.allocate(wanted)
                 stop = min(stop, start + (count << geometry.cluster_bits))
+                if geometry.extended_l2:
+                    self._give_clusters(start, host, count)
                 host += offset - start
             yield Extent(offset, stop - offset, Kind.DATA, self._data, host)
             offset = stop
+
+    def _give_clusters(self, offset: int, host: int, count: int) -> None:
+        """Give host clusters to guest clusters that have none, with no subcluster allocated.
+
+        What is below still shows, and the next part of the same cluster finds its place.
+        """
+        geometry = self.header.geometry
+        table = self._metadata.l2_table(offset // geometry.l2_coverage)
+        first = (offset % geometry.l2_coverage) >> geometry.cluster_bits
+        for position in range(count):
+            index = 2 * (first + position)
+            if not table[index]:
+                table[index] = (host + (position << geometry.cluster_bits)) | COPIED
 
     def _entry(self, offset: int) -> tuple[int, int]:
         """The L2 entry that maps ``offset``, and its subcluster bitmap (0 without extended L2)."""
@@ -172,18 +194,6 @@ class WritableQcow2(Qcow2Device):
             self._release(old, unless=host)
             offset = stop
 
-    def link_hidden(self, extent: Extent) -> None:
-        """Give clusters to the disk with no subcluster allocated: what is below still shows."""
-        geometry = self.header.geometry
-        assert geometry.extended_l2
-        assert extent.host_offset is not None
-        with self._lock:
-            for start in range(0, extent.length, geometry.cluster_size):
-                offset = extent.offset + start
-                table = self._metadata.l2_table(offset // geometry.l2_coverage)
-                index = 2 * ((offset % geometry.l2_coverage) >> geometry.cluster_bits)
-                table[index] = (extent.host_offset + start) | COPIED
-
     def _release(self, entry: int, *, unless: int | None = None) -> None:
         """Let go of what an L2 entry referenced, if that is not the cluster at ``unless``."""
         geometry = self.header.geometry
@@ -199,7 +209,6 @@ class WritableQcow2(Qcow2Device):
     # Writing
 
     def _write(self, offset: int, view: memoryview) -> None:
-        granularity = self.header.geometry.subcluster_size
         with self._lock:
             done = 0
             while done < len(view):
@@ -210,7 +219,7 @@ class WritableQcow2(Qcow2Device):
                 if start is not None:
                     self._data.write_at(start, part)
                 else:
-                    self._write_new(here, part, granularity)
+                    self._write_new(here, part, self._granularity(here))
             self._flush_if_crowded()
 
     def _uniform_run(self, offset: int, end: int) -> tuple[int | None, int]:
@@ -219,6 +228,8 @@ class WritableQcow2(Qcow2Device):
         size = geometry.subcluster_size
         host = self._in_place(offset)
         stop = align_down(offset, size) + size
+        if host is None and geometry.extended_l2:
+            end = min(end, align_down(offset, geometry.cluster_size) + geometry.cluster_size)
         while stop < end:
             following = self._in_place(stop)
             if (host is None) != (following is None):
@@ -240,6 +251,13 @@ class WritableQcow2(Qcow2Device):
         elif entry & ZERO_FLAG and self.header.version >= 3:
             return None
         return (entry & L2_OFFSET_MASK) + offset % geometry.cluster_size
+
+    def _granularity(self, offset: int) -> int:
+        """What must be rewritten whole around ``offset``: a cluster that moves takes all along."""
+        entry, _ = self._entry(offset)
+        moves = bool(entry) and (bool(entry & COMPRESSED) or not entry & COPIED)
+        geometry = self.header.geometry
+        return geometry.cluster_size if moves else geometry.subcluster_size
 
     def _write_new(self, offset: int, part: memoryview, granularity: int) -> None:
         """Write what has no place of its own yet, with copies of what surrounds it."""

@@ -1,0 +1,178 @@
+"""``convert`` as a whole: opens the sources, makes the target, copies, and cleans up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from imgtool import registry
+from imgtool.chain import Opener, Reference
+from imgtool.device import BlockDevice
+from imgtool.errors import BadOption, ImageError
+from imgtool.ops.convert.concat import ConcatDevice
+from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
+from imgtool.ops.convert.space import check_free_space
+from imgtool.ops.create import CreatePlan, begin, beside, plan_create
+from imgtool.storage.base import Storage
+
+
+def convert(
+    sources: Sequence[Reference],
+    target: Reference,
+    *,
+    format: str,
+    options: Mapping[str, object] | None = None,
+    compress: bool = False,
+    compression_level: int | None = None,
+    sparse_size: int = BLOCK,
+    create: bool = True,
+    target_is_zero: bool = False,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    workers: int | None = None,
+    salvage: bool = False,
+    rate_limit: int | None = None,
+    copy_offload: bool = False,
+    check_space: bool = True,
+    opener: Opener | None = None,
+    target_cache: str = "unsafe",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> None:
+    """Copy ``sources``, one behind the other, into ``target``.
+
+    ``create`` false writes into an image that exists and is at least as large; ``target_is_zero``
+    then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512) is the shortest
+    run of zeros that is not written, 0 writes everything. Over a ``backing`` image only what
+    differs from it is written. ``progress`` is called with bytes done and bytes in all.
+
+    The target is not touched before the sources have been opened and it is known that it can be
+    made. If anything goes wrong, a file that this call brought into being is removed.
+    Raises :class:`ImageError` and ``OSError``.
+    """
+    if sparse_size < 0 or sparse_size % 512:
+        raise BadOption(f"The sparse size {sparse_size} is not a multiple of 512")
+    opening = replace(opener or Opener(), writable=False)
+    chosen = registry.find(format)
+    if compress and "compress" not in chosen.features:
+        raise BadOption(f"Compression not supported for this file format ({chosen.name})")
+    if copy_offload and compress:
+        raise BadOption("Copy offloading and compression cannot be used at the same time")
+
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_open_sources(sources, opening))
+        base = None
+        if create:
+            if not isinstance(target.source, (str, os.PathLike, Storage)):
+                raise BadOption("A new image is made in a file or a storage")
+            plan = plan_create(
+                target.source,
+                None if options and options.get("size") is not None else source.size,
+                format=format,
+                backing_file=backing,
+                backing_format=backing_format,
+                options=options,
+                opener=opening,
+            )
+            _refuse_own_source(source, plan)
+            if plan.options.get("backing_file"):
+                name = beside(plan.target, plan.options["backing_file"])
+                base = stack.enter_context(
+                    opening.reference(Reference(name, plan.options["backing_fmt"]))
+                )
+            if check_space and not compress:
+                check_free_space(plan, source, base, allocate=sparse_size == 0)
+            image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
+            device, zeroed, finish = image.device, _reads_zero(image.device), image.finish
+        else:
+            device = stack.enter_context(
+                _open_existing(target, format, source.size, opening, target_cache)
+            )
+            zeroed, finish = False, device.flush
+        if compress and not device.encoded_size:
+            raise BadOption(
+                "Compression and an external data file cannot be used at the same time",
+                filename=device.name,
+            )
+        job = CopyJob(
+            source=source,
+            target=device,
+            base=base,
+            zeroed=target_is_zero or zeroed,
+            sparse_size=sparse_size,
+            compress=compress,
+            level=compression_level,
+            offload=copy_offload,
+            salvage=salvage,
+            rate_limit=rate_limit,
+            workers=workers,
+            progress=progress,
+            warn=warn or _ignore,
+        )
+        CopyEngine(job).run()
+        finish()
+
+
+def _open_existing(
+    target: Reference, format: str, size: int, opener: Opener, cache: str
+) -> BlockDevice:
+    """Open the target of ``-n`` for writing."""
+    writing = replace(opener, writable=True, cache=cache)
+    device = writing.reference(target if target.format else replace(target, format=format))
+    if device.size < size:
+        device.close()
+        raise ImageError(
+            f"The target is smaller ({device.size} bytes) than the source ({size} bytes)",
+            filename=device.name,
+        )
+    return device
+
+
+def _reads_zero(device: BlockDevice) -> bool:
+    """Whether what is never written to a new image reads as zeros: not on a block device."""
+    return not any(
+        isinstance(child, Storage) and os.path.exists(child.name) and not os.path.isfile(child.name)
+        for child in device.children.values()
+    )
+
+
+def _ignore(text: str) -> None:
+    return None
+
+
+def _open_sources(sources: Sequence[Reference], opener: Opener) -> BlockDevice:
+    if not sources:
+        raise BadOption("There is no source image to convert")
+    devices: list[BlockDevice] = []
+    try:
+        for reference in sources:
+            devices.append(opener.reference(reference))
+    except BaseException:
+        for device in devices:
+            device.close()
+        raise
+    return devices[0] if len(devices) == 1 else ConcatDevice(devices)
+
+
+def _refuse_own_source(source: BlockDevice, plan: CreatePlan) -> None:
+    """Refuse to overwrite a file that is being read; locks alone would not see it with -U."""
+    if isinstance(plan.target, Storage):
+        target = plan.target.identity
+    elif os.path.exists(plan.target):
+        status = os.stat(plan.target)
+        target = (status.st_dev, status.st_ino)
+    else:
+        return
+    if target in set(_identities(source)):
+        raise BadOption("The target is one of the source's own files", filename=plan.name)
+
+
+def _identities(device: BlockDevice) -> Iterator[object]:
+    for child in device.children.values():
+        if isinstance(child, Storage):
+            if child.identity is not None:
+                yield child.identity
+        else:
+            yield from _identities(child)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from imgtool.chain import Opener
+    from imgtool.description import Description
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.storage.base import Storage
@@ -186,10 +187,10 @@ class Format:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
 
-    def load_describer(self) -> Callable[[BlockDevice], dict[str, Any]] | None:
+    def load_describer(self) -> Callable[[BlockDevice], Description] | None:
         """Import the function that gives ``info`` what is particular to the format."""
         return (
-            cast("Callable[[BlockDevice], dict[str, Any]]", _load(self.describer))
+            cast("Callable[[BlockDevice], Description]", _load(self.describer))
             if self.describer
             else None
         )

@@ -54,7 +54,7 @@ class CreatePlan:
         """The options and their values as ``qemu-img create`` prints them, defaults included."""
         values = dict(self.options, size=self.size)
         for name, value in self.given.items():
-            if isinstance(value, str) and isinstance(values.get(name), bool):
+            if isinstance(value, str) and isinstance(values.get(name), (bool, str)):
                 values[name] = value
         return self.format.create_options.told(values)
 
@@ -75,32 +75,18 @@ def plan_create(
     ``backing_file`` is relative to the new image's directory and needs ``backing_format``; it is
     opened and must be an image of that format, unless ``unsafe``. ``options`` are the format's.
 
-    Raises :class:`ImageError` (mostly :class:`BadOption`) and, for a backing file that can't be
-    opened, ``OSError`` turned into one.
+    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
     """
     where: str | Storage = target if isinstance(target, Storage) else file_path(os.fspath(target))
-    name = where if isinstance(where, str) else where.name
+    given = dict(options or {})
+    if backing_file is not None:
+        given["backing_file"] = backing_file
+    if backing_format is not None:
+        given["backing_fmt"] = backing_format
     try:
-        return _plan(
-            where,
-            size,
-            format,
-            {
-                **(options or {}),
-                **{
-                    key: value
-                    for key, value in (
-                        ("backing_file", backing_file),
-                        ("backing_fmt", backing_format),
-                    )
-                    if value is not None
-                },
-            },
-            unsafe,
-            opener or Opener(),
-        )
+        return _plan(where, size, format, given, unsafe, opener or Opener())
     except ImageError as error:
-        raise error.in_file(name) from error.__cause__
+        raise error.in_file(where if isinstance(where, str) else where.name) from error.__cause__
 
 
 def _plan(
@@ -124,6 +110,8 @@ def _plan(
     data_file = options.get("data_file")
     if data_file is not None:
         options["data_file"] = file_path(data_file)
+        if _is(target, beside(target, options["data_file"])):
+            raise BadOption("An image cannot be its own data file")
     backing_size = _check_backing(target, options, unsafe, opener)
     if wanted is None:
         wanted = backing_size
@@ -176,8 +164,11 @@ def _check_backing(
 
 def beside(target: str | Storage, name: str) -> str:
     """Return the path of a file that the image at ``target`` will call ``name``."""
-    directory = os.path.dirname(target) if isinstance(target, str) else target.directory
-    return os.path.join(directory or "", name) if directory != "." else name
+    if os.path.isabs(name):
+        return name
+    if isinstance(target, str):
+        return target[: len(target) - len(os.path.basename(target))] + name
+    return os.path.join(target.directory or "", name)
 
 
 def _is(target: str | Storage, path: str) -> bool:
@@ -205,8 +196,6 @@ def begin(
             data = None
             if plan.options.get("data_file") is not None:
                 path = beside(plan.target, plan.options["data_file"])
-                if _is(plan.target, path):
-                    raise BadOption("The image cannot be its own data file")
                 data = _make(plan, path, undo, cache, lock)
             creator = plan.format.load_creator()
             with creator(storage, plan.size, plan.options, data=data, backing=backing) as image:

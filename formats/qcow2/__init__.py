@@ -58,7 +58,11 @@ FORMAT = Format(
         )
     ),
     open_options=OptionTable(
-        (Option("snapshot", "str", "Id or name of the internal snapshot to open"),)
+        (
+            Option("snapshot", "str", "Id or name of the internal snapshot to open"),
+            Option("snapshot.id", "str", "Id of the internal snapshot to open"),
+            Option("snapshot.name", "str", "Name of the internal snapshot to open"),
+        )
     ),
     features=frozenset(
         (

@@ -14,7 +14,7 @@ from imgtool.formats.qcow2.driver import EncryptedDevice, Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.refcounts import read_refcount_table
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
-from imgtool.formats.qcow2.snapshots import find_snapshot, read_snapshots
+from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1
 from imgtool.formats.qcow2.writable import WritableQcow2
 from imgtool.storage.base import Storage
@@ -29,13 +29,13 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
     Raises :class:`ReadOnly` for a writable open of what must not be written.
     """
     header = read_header(storage)
-    wanted: str | None = options.get("snapshot")
-    if opener.writable:
-        _refuse_writing(storage, header, wanted)
     snapshot = None
+    if options:
+        snapshot = find_snapshot(read_snapshots(storage, header), options)
+    if opener.writable:
+        _refuse_writing(storage, header, snapshot)
     l1_offset, l1_size = header.l1_table_offset, header.l1_size
-    if wanted is not None:
-        snapshot = find_snapshot(read_snapshots(storage, header), wanted)
+    if snapshot is not None:
         l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
     l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
 
@@ -69,7 +69,7 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
         raise
 
 
-def _refuse_writing(storage: Storage, header: Header, snapshot: str | None) -> None:
+def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> None:
     if snapshot is not None:
         raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
     if header.corrupt:

@@ -18,7 +18,7 @@ from imgtool.cli.common import (
     quiet_option,
     trust_options,
 )
-from imgtool.cli.errors import say
+from imgtool.cli.errors import say, while_creating
 from imgtool.cli.names import reference
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.errors import BadOption
@@ -179,29 +179,34 @@ def command(
     from imgtool.cli.progress import shown
     from imgtool.ops.convert import convert
 
-    with shown(None if quiet else progress) as report:
-        convert(
-            sources,
-            target,
-            format=str(target.format),
-            options=given,
-            compress=compress,
-            compression_level=compression_level,
-            sparse_size=sparse_size,
-            create=not no_create,
-            target_is_zero=target_is_zero,
-            backing=backing,
-            backing_format=backing_format,
-            workers=parallel,
-            salvage=salvage,
-            rate_limit=rate,
-            copy_offload=offload,
-            check_space=not no_space_check,
-            opener=Opener(policy=policy, share=force_share, cache=source_cache),
-            target_cache=target_cache,
-            progress=report,
-            warn=lambda text: say("imgtool", f"warning: {text}"),
-        )
+    try:
+        with shown(None if quiet else progress) as report:
+            convert(
+                sources,
+                target,
+                format=str(target.format),
+                options=given,
+                compress=compress,
+                compression_level=compression_level,
+                sparse_size=sparse_size,
+                create=not no_create,
+                target_is_zero=target_is_zero,
+                backing=backing,
+                backing_format=backing_format,
+                workers=parallel,
+                salvage=salvage,
+                rate_limit=rate,
+                copy_offload=offload,
+                check_space=not no_space_check,
+                opener=Opener(policy=policy, share=force_share, cache=source_cache),
+                target_cache=target_cache,
+                progress=report,
+                warn=lambda text: say("imgtool", f"warning: {text}"),
+            )
+    except OSError as error:
+        if no_create or error.filename != target.source:
+            raise
+        raise while_creating(error, filenames[-1]) from error
     return 0
 
 

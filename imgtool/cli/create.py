@@ -6,7 +6,7 @@ import click
 
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import Command, quiet_option, trust_options
-from imgtool.cli.errors import describe, printable, say
+from imgtool.cli.errors import printable, while_creating
 from imgtool.cli.options import creation_options, print_help, wants_help
 
 
@@ -66,7 +66,5 @@ def command(
     try:
         execute(plan)
     except OSError as error:
-        reason = error.strerror if error.filename is not None else describe(error)
-        say("imgtool", f"{filename}: Could not create '{error.filename}': {reason}")
-        return 1
+        raise while_creating(error, filename) from error
     return 0

@@ -70,6 +70,13 @@ def describe(error: ImageError | OSError) -> str:
     return f"Could not open '{outermost}': {role}'{error.filename}': {error.reason}"
 
 
+def while_creating(error: OSError, target: str) -> ImageError | OSError:
+    """Return the error to tell if it befell a file that the image ``target`` needed made."""
+    if not isinstance(error.filename, str) or error.errno not in _OPENING:
+        return error
+    return ImageError(f"Could not create '{error.filename}': {error.strerror}", filename=target)
+
+
 def _describe_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     if not isinstance(error.filename, (str, bytes, os.PathLike)):

@@ -24,8 +24,7 @@ _RESERVED = 0x1FF
 #: Bytes of refcount blocks that are kept for looking up single refcounts.
 _KEPT_BYTES = 16 << 20
 
-_OVERFLOW = (
-    "ERROR: overflow cluster offset={:#x}\n"
+_WIDEN = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
     "copy if the image cannot be opened for writing"
 )
@@ -76,9 +75,11 @@ class RefcountCheck:
     def report_overflows(self) -> None:
         """Report clusters with more references than a refcount of this width can say."""
         for cluster, count in self._state.tally.above(self._most):
+            offset = cluster * self._state.geometry.cluster_size
             self._state.findings.corruption(
-                _OVERFLOW.format(cluster * self._state.geometry.cluster_size), count - self._most
+                f"ERROR: overflow cluster offset={offset:#x}", count - self._most
             )
+            self._state.findings.tell(_WIDEN)
 
     def _clusters(self) -> int:
         """How many clusters are compared: those of the file, and one more if it is in use."""
@@ -132,9 +133,10 @@ class RefcountCheck:
         findings = self._state.findings
         if not self._complained:
             self._complained = True
+            index = hex(number) if number else "0"
             findings.tell(
                 f"qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: "
-                f"{hex(number) if number else 0}); further non-fatal corruption events will be suppressed"
+                f"{index}); further non-fatal corruption events will be suppressed"
             )
         for cluster in range(first, first + count):
             if not findings.listening:

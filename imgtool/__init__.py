@@ -1,3 +1,95 @@
-"""imgtool: create, convert, inspect and read virtual machine disk images."""
+"""imgtool: create, convert, inspect and read virtual machine disk images.
+
+>>> import imgtool
+>>> imgtool.create("disk.qcow2", "10G")
+>>> with imgtool.open("disk.qcow2") as disk:
+...     boot_sector = disk.read_at(0, 512)
+
+Importing the package imports nothing else: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing's own costs milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
+    from imgtool.api import convert, create, info, open
+    from imgtool.chain import OpenPolicy, Reference, Trust
+    from imgtool.device import BlockDevice
+    from imgtool.errors import (
+        BadOption,
+        CorruptImage,
+        ImageError,
+        InUse,
+        NotPermitted,
+        OutOfRange,
+        ReadOnly,
+        UnsupportedFeature,
+        WrongFormat,
+    )
+    from imgtool.extent import Extent, Kind
+    from imgtool.ops.info import ImageInfo
+    from imgtool.storage.base import Storage
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BadOption",
+    "BlockDevice",
+    "CorruptImage",
+    "Extent",
+    "ImageError",
+    "ImageInfo",
+    "InUse",
+    "Kind",
+    "NotPermitted",
+    "OpenPolicy",
+    "OutOfRange",
+    "ReadOnly",
+    "Reference",
+    "Storage",
+    "Trust",
+    "UnsupportedFeature",
+    "WrongFormat",
+    "convert",
+    "create",
+    "info",
+    "open",
+]
+
+_HOMES = {
+    "imgtool.api": ("convert", "create", "info", "open"),
+    "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
+    "imgtool.device": ("BlockDevice",),
+    "imgtool.errors": (
+        "BadOption",
+        "CorruptImage",
+        "ImageError",
+        "InUse",
+        "NotPermitted",
+        "OutOfRange",
+        "ReadOnly",
+        "UnsupportedFeature",
+        "WrongFormat",
+    ),
+    "imgtool.extent": ("Extent", "Kind"),
+    "imgtool.ops.info": ("ImageInfo",),
+    "imgtool.storage.base": ("Storage",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'imgtool' has no attribute '{name}'")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

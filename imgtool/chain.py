@@ -111,7 +111,11 @@ def plain_path(image: Storage, name: str, role: str) -> str:
             f"It names the {role} '{name}', relative to a directory, and the image has none",
             filename=image.name,
         )
-    return os.path.join(image.directory, name) if image.directory != "." else name
+    own = os.path.basename(image.name)
+    if image.directory == (os.path.dirname(image.name) or "."):
+        # As it was typed, "./" and all, which is what messages and `map` show.
+        return image.name[: len(image.name) - len(own)] + name
+    return os.path.join(image.directory, name)
 
 
 def _inside(path: str, directory: str) -> bool:
@@ -224,8 +228,15 @@ class Opener:
         A recorded ``format`` is used as it is. Where none is recorded the file must be raw: what
         looks like anything else is refused, never opened as what it claims to be.
         """
-        if not self.follow:
-            return None
+        return self.named_backing(image, name, format) if self.follow else None
+
+    def named_backing(
+        self,
+        image: Storage,
+        name: str | None,
+        format: str | None,
+    ) -> BlockDevice | None:
+        """Open the backing image as :meth:`backing` does, even if names are not followed."""
         below = replace(self, writable=False, overrides={})
         if "backing" in self.overrides:
             given = self.overrides["backing"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from imgtool.errors import BadOption, CorruptImage
 
 if TYPE_CHECKING:
+    import zstandard
     from _typeshed import ReadableBuffer
 
 #: Raw deflate with a 4 KiB window: QEMU inflates with no more than that.
@@ -86,17 +87,31 @@ def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
     """
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    output = bytearray()
-    rest = memoryview(data)
+    decompressor: zstandard.ZstdDecompressor | None = _per_thread.__dict__.get("unzstd")
+    if decompressor is None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+        _per_thread.unzstd = decompressor
+    view = memoryview(data)
     try:
-        with decompressor.stream_reader(rest, read_across_frames=True) as reader:
-            while len(output) < limit:
-                piece = reader.read(limit - len(output))
-                if not piece:
-                    break
-                output += piece
+        # What a frame says of its size is memory that would be taken for it.
+        declared = zstandard.get_frame_parameters(view).content_size
+        if declared in (limit, zstandard.CONTENTSIZE_UNKNOWN):
+            output = decompressor.decompress(view, max_output_size=limit, allow_extra_data=True)
+            if len(output) == limit:
+                return output
+        return _several_frames(decompressor, view, limit)
     except zstandard.ZstdError as error:
-        if len(output) < limit:
-            raise CorruptImage("Compressed data is not a zstd frame") from error
+        raise CorruptImage("Compressed data is not a zstd frame") from error
+
+
+def _several_frames(
+    decompressor: zstandard.ZstdDecompressor, view: memoryview, limit: int
+) -> bytes:
+    output = bytearray()
+    with decompressor.stream_reader(view, read_across_frames=True) as reader:
+        while len(output) < limit:
+            piece = reader.read(limit - len(output))
+            if not piece:
+                break
+            output += piece
     return bytes(output)

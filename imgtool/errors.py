@@ -35,6 +35,13 @@ class ImageError(Exception):
         self.opening = (*self.opening, filename)
         return self.in_file(filename)
 
+    def within(self, what: str) -> ImageError:
+        """Tell the error as a part of something larger that failed, ``what``, of no file yet."""
+        self.reason = f"{what}: {self.reason}"
+        self.filename = None
+        self.opening = ()
+        return self
+
     def __str__(self) -> str:
         return f"'{self.filename}': {self.reason}" if self.filename else self.reason
 

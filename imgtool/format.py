@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from imgtool.chain import Opener
+    from imgtool.description import Description
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.storage.base import Storage
@@ -34,8 +35,8 @@ PROBE_TAIL = 1024
 class CheckResult:
     """What a check found. Counts are clusters, offsets bytes.
 
-    ``messages`` are the findings one by one, in order and bounded in number, as
-    ``(severity, text)`` with severity ``ERROR`` or ``Leaked cluster``-like prefixes left to text.
+    ``messages`` are the first findings, one line each, in the order in which they were made;
+    ``untold`` is how many more there were than could be listed or reported.
     """
 
     corruptions: int = 0
@@ -47,6 +48,19 @@ class CheckResult:
     compressed_clusters: int = 0
     image_end_offset: int = 0
     messages: list[str] = field(default_factory=list)
+    untold: int = 0
+
+
+class Check(Protocol):
+    """Checks an open image, of which nothing but its own file is read.
+
+    ``report`` is told each finding as it is made. Raises :class:`~imgtool.errors.CorruptImage`
+    where the structure is too broken to be followed.
+    """
+
+    def __call__(
+        self, device: BlockDevice, report: Callable[[str], None] | None = None
+    ) -> CheckResult: ...
 
 
 class Measurement(NamedTuple):
@@ -174,22 +188,18 @@ class Format:
         if self.judge:
             _load(self.judge)(size, options)
 
-    def load_checker(self) -> Callable[[BlockDevice], CheckResult] | None:
+    def load_checker(self) -> Check | None:
         """Import the function that checks an open image, or None if the format has no checks."""
-        return (
-            cast("Callable[[BlockDevice], CheckResult]", _load(self.checker))
-            if self.checker
-            else None
-        )
+        return cast("Check", _load(self.checker)) if self.checker else None
 
     def load_measurer(self) -> Measure | None:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
 
-    def load_describer(self) -> Callable[[BlockDevice], dict[str, Any]] | None:
+    def load_describer(self) -> Callable[[BlockDevice], Description] | None:
         """Import the function that gives ``info`` what is particular to the format."""
         return (
-            cast("Callable[[BlockDevice], dict[str, Any]]", _load(self.describer))
+            cast("Callable[[BlockDevice], Description]", _load(self.describer))
             if self.describer
             else None
         )

@@ -34,7 +34,7 @@ def _text(name: str, value: object) -> str:
 def _number(name: str, value: object) -> int:
     try:
         if isinstance(value, (str, int)):
-            return int(value)
+            return int(value, 0) if isinstance(value, str) else int(value)
     except ValueError:
         pass
     raise BadOption(f"Parameter '{name}' expects a number")
@@ -65,28 +65,38 @@ class Option:
     """One option: its ``name``, its ``type`` as ``-o help`` shows it, and what it is for.
 
     ``type`` is one of ``str``, ``bool (on/off)``, ``num`` and ``size`` (bytes, suffixes allowed).
-    ``choices``, where given, are the only values allowed.
+    ``choices``, where given, are the only values allowed. ``default`` is what the format does
+    without the option, where that is worth telling. ``of_file`` marks options that concern the
+    host file and not the format: help lists them only for a given file.
     """
 
     name: str
     type: str
     help: str
     choices: tuple[str, ...] = ()
+    default: str | int | None = None
+    of_file: bool = False
 
     def parse(self, value: object) -> Any:
         """Return ``value`` as the type says; raises :class:`BadOption`."""
         parsed = _PARSERS[self.type](self.name, value)
         if self.choices and parsed not in self.choices:
             raise BadOption(
-                f"Invalid value '{parsed}' for option '{self.name}': "
+                f"Parameter '{self.name}' does not accept value '{parsed}': "
                 f"choose one of {', '.join(self.choices)}"
             )
         return parsed
 
+    def show(self, value: object) -> str:
+        """Return the text that stands for ``value`` in an option list, commas doubled."""
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        return str(value).replace(",", ",,")
+
 
 @dataclass(frozen=True)
 class OptionTable:
-    """The options that a format takes, in the order in which help lists them."""
+    """The options that a format takes, in the order in which ``create`` tells them."""
 
     options: tuple[Option, ...] = ()
 
@@ -111,29 +121,36 @@ class OptionTable:
                 checked[option.name.replace("-", "_")] = option.parse(value)
         return checked
 
-    def help_lines(self) -> Iterator[str]:
-        """One line an option, laid out as ``-o help`` prints them."""
+    def told(self, values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+        """The names and values that ``create`` prints: those given, and the defaults."""
+        for option in self.options:
+            value = values.get(option.name, option.default)
+            if value is not None:
+                yield option.name, option.show(value)
+
+    def help_lines(self, *, of_file: bool = True) -> Iterator[str]:
+        """One line an option, sorted and laid out as ``-o help`` prints them."""
         for option in sorted(self.options, key=lambda option: option.name):
+            if option.of_file and not of_file:
+                continue
             head = f"  {option.name}=<{option.type}>"
             choices = f" (allowed values: {', '.join(option.choices)})" if option.choices else ""
             yield f"{head:<24} - {option.help}{choices}"
 
 
 def split_pairs(text: str) -> list[tuple[str, str]]:
-    """Split ``"a=1,b=x,,y,c"`` into pairs: ``,,`` is a comma, a name alone is switched on."""
-    parts: list[str] = []
-    for part in text.replace(",,", "\0").split(","):
-        parts.append(part.replace("\0", ","))
+    """Split ``"a=1,b=x,,y,c"`` into pairs: ``,,`` is a comma, a name alone is switched on.
+
+    ``noNAME`` alone is ``NAME=off``. Raises :class:`BadOption` for empty names.
+    """
     pairs: list[tuple[str, str]] = []
-    for part in parts:
-        name, equals, value = part.partition("=")
+    for part in text.replace(",,", "\0").split(","):
+        name, equals, value = part.replace("\0", ",").partition("=")
         if not name:
-            if equals:
-                raise BadOption(f"Invalid option list: '{text}'")
-            continue
+            raise BadOption(f"Invalid option list: '{text}'")
         if not equals:
-            name, value = (
-                (name[2:], "off") if name.startswith("no") and name != "nocow" else (name, "on")
-            )
+            value = "on"
+            if name.startswith("no") and name != "nocow":
+                name, value = name[2:], "off"
         pairs.append((name, value))
     return pairs

@@ -67,6 +67,15 @@ def find(name: str) -> Format:
     raise BadOption(f"Unknown format '{name}': imgtool knows {known}")
 
 
+def for_suffix(path: str) -> Format | None:
+    """Return the format whose files are usually called so, or None."""
+    lower = path.lower()
+    for candidate in formats():
+        if lower.endswith(candidate.suffixes):
+            return candidate
+    return None
+
+
 def probe_bytes(head: bytes, tail: bytes) -> Format:
     """Return the format that claims these bytes most strongly; raw claims everything weakly."""
     best = max((_built_in(name) for name in _BUILT_IN), key=lambda known: known.probe(head, tail))

@@ -14,7 +14,7 @@ FORMAT = Format(
     name="qcow2",
     description="QEMU copy-on-write, version 2 and 3",
     probe=_probe,
-    opener="imgtool.formats.qcow2.driver:open_device",
+    opener="imgtool.formats.qcow2.opening:open_device",
     creator="imgtool.formats.qcow2.create:create",
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
@@ -23,34 +23,46 @@ FORMAT = Format(
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(
         (
-            Option("size", "size", "Virtual disk size"),
-            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
-            Option("backing_file", "str", "File name of a base image"),
-            Option("backing_fmt", "str", "Image format of the base image"),
-            Option("cluster_size", "size", "qcow2 cluster size"),
+            Option("cluster_size", "size", "qcow2 cluster size", default=65536),
+            Option("extended_l2", "bool (on/off)", "Extended L2 tables", default="off"),
             Option(
                 "preallocation",
                 "str",
                 "Preallocation mode",
                 choices=("off", "metadata", "falloc", "full"),
             ),
-            Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
-            Option("refcount_bits", "num", "Width of a reference count entry in bits"),
-            Option("extended_l2", "bool (on/off)", "Extended L2 tables"),
             Option(
-                "compression_type", "str", "Compression method used for image cluster compression"
+                "compression_type",
+                "str",
+                "Compression method used for image cluster compression",
+                default="zlib",
             ),
+            Option("size", "size", "Virtual disk size"),
+            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+            Option("backing_file", "str", "File name of a base image"),
+            Option("backing_fmt", "str", "Image format of the base image"),
             Option("data_file", "str", "File name of an external data file"),
             Option(
                 "data_file_raw",
                 "bool (on/off)",
                 "The external data file must stay valid as a raw image",
             ),
-            Option("nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"),
+            Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates", default="off"),
+            Option("refcount_bits", "num", "Width of a reference count entry in bits", default=16),
+            Option(
+                "nocow",
+                "bool (on/off)",
+                "Turn off copy-on-write (valid only on btrfs)",
+                of_file=True,
+            ),
         )
     ),
     open_options=OptionTable(
-        (Option("snapshot", "str", "Id or name of the internal snapshot to open"),)
+        (
+            Option("snapshot", "str", "Id or name of the internal snapshot to open"),
+            Option("snapshot.id", "str", "Id of the internal snapshot to open"),
+            Option("snapshot.name", "str", "Name of the internal snapshot to open"),
+        )
     ),
     features=frozenset(
         (

@@ -19,6 +19,8 @@ MAX_GRANULARITY_BITS = 31
 MAX_BITMAP_BYTES = 512 << 20
 DIRTY_TRACKING = 1
 
+_KNOWN_FLAGS = int(BitmapFlag.IN_USE | BitmapFlag.AUTO | BitmapFlag.EXTRA_DATA_COMPATIBLE)
+
 _HEAD = schema.BITMAP_HEAD.sizeof()
 
 
@@ -66,6 +68,8 @@ def _entry(directory: bytearray, position: int, base: int, header: Header) -> tu
         raise CorruptImage(f"{what} has a name of {head.name_size} bytes", offset)
     if head.type != DIRTY_TRACKING:
         raise CorruptImage(f"{what} has the unknown type {head.type}", offset)
+    if head.flags & ~_KNOWN_FLAGS:
+        raise CorruptImage(f"{what} has the unknown flags {head.flags & ~_KNOWN_FLAGS:#x}", offset)
     if head.bitmap_table_offset % header.geometry.cluster_size:
         raise CorruptImage(f"{what} has a table that is not aligned", head.bitmap_table_offset)
     if head.bitmap_table_size * header.geometry.cluster_size > MAX_BITMAP_BYTES:

@@ -7,24 +7,21 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice, Limits
-from imgtool.errors import CorruptImage, ImageError, ReadOnly
+from imgtool.errors import CorruptImage, ImageError
 from imgtool.extent import Extent
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
-from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
 from imgtool.formats.qcow2.schema import Compression, Crypt
-from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
-from imgtool.formats.qcow2.tables import L2Tables, read_l1
+from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
+from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import MappedDevice
 from imgtool.storage.base import Storage
-from imgtool.units import MAX_SIZE, align_down
+from imgtool.units import align_down
 
-if TYPE_CHECKING:
-    from imgtool.chain import Opener
-
+#: Guests see whole sectors.
 SECTOR = 512
 
 #: Decoded clusters that one open disk keeps, for readers that take small steps.
@@ -215,60 +212,3 @@ class EncryptedDevice(Qcow2Device):
         # What lies in the file is not what a guest sees, so nobody may take it from there.
         for extent in super()._extents(offset, length):
             yield extent._replace(storage=None, host_offset=None)
-
-
-def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
-    """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
-
-    Raises :class:`ReadOnly` for a writable open of what must not be written.
-    """
-    header = read_header(storage)
-    wanted: str | None = options.get("snapshot")
-    if opener.writable:
-        _refuse_writing(storage, header, wanted)
-    snapshot = None
-    l1_offset, l1_size = header.l1_table_offset, header.l1_size
-    if wanted is not None:
-        snapshot = find_snapshot(read_snapshots(storage, header), wanted)
-        if snapshot.disk_size is not None and snapshot.disk_size > MAX_SIZE:
-            raise CorruptImage(f"The disk size {snapshot.disk_size} of the snapshot is too large")
-        l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
-    l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
-
-    data: Storage | None = storage
-    if header.has_data_file:
-        data = opener.data_file(storage, header.data_file)
-    try:
-        backing = opener.backing(storage, header.backing_file, header.backing_format)
-    except BaseException:
-        if data is not None and data is not storage:
-            data.close()
-        raise
-    kind = Qcow2Device if header.crypt_method is Crypt.NONE else EncryptedDevice
-    return kind(
-        storage,
-        header,
-        l1,
-        data=data,
-        backing=backing,
-        snapshot=snapshot,
-        follow=opener.follow,
-    )
-
-
-def _refuse_writing(storage: Storage, header: Header, snapshot: str | None) -> None:
-    if snapshot is not None:
-        raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
-    if header.corrupt:
-        raise ReadOnly(
-            "The image is marked corrupt: it can only be read, or repaired with "
-            f"qemu-img check -r all '{storage.name}'",
-            filename=storage.name,
-        )
-    if header.dirty:
-        raise ReadOnly(
-            "The image was not closed properly (dirty bit): repair it first with "
-            f"qemu-img check -r all '{storage.name}'",
-            filename=storage.name,
-        )
-    raise ReadOnly("qcow2 images cannot be changed in place yet", filename=storage.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from imgtool.errors import BadOption, CorruptImage
 from imgtool.formats.qcow2 import schema
@@ -80,12 +81,26 @@ def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
             raise CorruptImage("The snapshot table is too large", start)
 
 
-def find_snapshot(snapshots: list[Snapshot], wanted: str) -> Snapshot:
-    """The snapshot whose id, or else whose name, is ``wanted``; raises :class:`BadOption`."""
-    for snapshot in snapshots:
-        if snapshot.id == wanted:
+def find_snapshot(snapshots: list[Snapshot], options: Mapping[str, Any]) -> Snapshot | None:
+    """The snapshot that the open options ask for, None if they ask for none.
+
+    ``snapshot`` is an id or else a name, ``snapshot.id`` and ``snapshot.name`` are one of them,
+    or both. Raises :class:`BadOption` if there is no such snapshot.
+    """
+    wanted = options.get("snapshot")
+    wanted_id, wanted_name = options.get("snapshot.id"), options.get("snapshot.name")
+    if wanted is None and wanted_id is None and wanted_name is None:
+        return None
+    for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.id != wanted):
+        if (
+            wanted in (None, snapshot.id, snapshot.name)
+            and wanted_id in (None, snapshot.id)
+            and wanted_name in (None, snapshot.name)
+        ):
             return snapshot
-    for snapshot in snapshots:
-        if snapshot.name == wanted:
-            return snapshot
-    raise BadOption(f"No snapshot has the id or name '{wanted}'")
+    described = " and ".join(
+        f"the {what} '{value}'"
+        for what, value in (("id or name", wanted), ("id", wanted_id), ("name", wanted_name))
+        if value is not None
+    )
+    raise BadOption(f"No snapshot has {described}")

@@ -15,8 +15,19 @@ FORMAT = Format(
     create_options=OptionTable(
         (
             Option("size", "size", "Virtual disk size"),
-            Option("nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"),
-            Option("preallocation", "str", "Preallocation mode", choices=("off", "falloc", "full")),
+            Option(
+                "nocow",
+                "bool (on/off)",
+                "Turn off copy-on-write (valid only on btrfs)",
+                of_file=True,
+            ),
+            Option(
+                "preallocation",
+                "str",
+                "Preallocation mode",
+                choices=("off", "falloc", "full"),
+                of_file=True,
+            ),
         )
     ),
     open_options=OptionTable(

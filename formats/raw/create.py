@@ -14,12 +14,15 @@ from imgtool.units import align_up
 
 
 class NewRawImage(NewImage):
-    """A raw file in the making. Whatever it holds, it is a raw image, so finishing is flushing."""
+    """A raw file in the making. It gets its whole length last, so it is short until it is done."""
 
-    def __init__(self, storage: Storage) -> None:
-        self.device = RawDevice(storage)
+    def __init__(self, storage: Storage, size: int) -> None:
+        self.device = RawDevice(storage, fresh_size=size)
+        self._storage = storage
+        self._size = size
 
     def finish(self) -> None:
+        self._storage.truncate(self._size)
         self.device.flush()
 
 
@@ -35,8 +38,12 @@ def create(
     if backing is not None or data is not None:
         raise BadOption("Backing file not supported for file format 'raw'", filename=storage.name)
     size = align_up(size, SECTOR)
-    storage.truncate(size)
+    if 0 < storage.size() < size:
+        raise BadOption(
+            f"The device is smaller ({storage.size()} bytes) than the image ({size} bytes)",
+            filename=storage.name,
+        )
     preallocation = options.get("preallocation", "off")
     if preallocation != "off" and size:
         storage.preallocate(0, size, full=preallocation == "full")
-    return NewRawImage(storage)
+    return NewRawImage(storage, size)

@@ -19,11 +19,21 @@ SECTOR = 512
 
 
 class RawDevice(BlockDevice):
-    """``size`` bytes from ``offset`` on in a file; None stands for all that follows."""
+    """``size`` bytes from ``offset`` on in a file; None stands for all that follows.
+
+    ``fresh_size`` is the size of a disk whose file has yet to grow to its length.
+    """
 
     format = "raw"
 
-    def __init__(self, storage: Storage, offset: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        offset: int = 0,
+        size: int | None = None,
+        *,
+        fresh_size: int | None = None,
+    ) -> None:
         self._storage = storage
         self._offset = offset
         self._fixed = offset != 0 or size is not None
@@ -42,6 +52,8 @@ class RawDevice(BlockDevice):
                 filename=self.name,
             )
         self._size = file_size - offset if size is None else size
+        if fresh_size is not None:
+            self._size = fresh_size
 
     @property
     def size(self) -> int:

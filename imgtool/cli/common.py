@@ -18,7 +18,7 @@ else:
     _SizeBase = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+
 
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 
@@ -55,14 +55,16 @@ class Command(click.Command):
         return super().parse_args(ctx, options + args[last:])
 
 
-def format_option(*names: str, name: str = "format", help: str = "Image format.") -> Decorator[F]:
+def format_option(
+    *names: str, name: str = "format", help: str = "Image format."
+) -> Callable[[F], F]:
     """``-f/--format FMT``, or other ``names``, as the parameter ``name``."""
     return click.option(
         *(names or ("-f", "--format")), name, metavar="FMT", help=f"{help} [default: probed]"
     )
 
 
-def image_opts_option(*names: str, name: str = "image_opts") -> Decorator[F]:
+def image_opts_option(*names: str, name: str = "image_opts") -> Callable[[F], F]:
     """``--image-opts``: the image names are lists of options."""
     return click.option(
         *(names or ("--image-opts",)),
@@ -72,7 +74,7 @@ def image_opts_option(*names: str, name: str = "image_opts") -> Decorator[F]:
     )
 
 
-def force_share_option() -> Decorator[F]:
+def force_share_option() -> Callable[[F], F]:
     """``-U/--force-share``, as ``force_share``."""
     return click.option(
         "-U",
@@ -84,7 +86,7 @@ def force_share_option() -> Decorator[F]:
 
 def cache_option(
     *names: str, name: str = "cache", default: str = "writeback", of: str = "the image"
-) -> Decorator[F]:
+) -> Callable[[F], F]:
     """``-T/--cache MODE``, or other ``names``, as the parameter ``name``."""
     return click.option(
         *(names or ("-T", "--cache")),
@@ -96,12 +98,12 @@ def cache_option(
     )
 
 
-def quiet_option() -> Decorator[F]:
+def quiet_option() -> Callable[[F], F]:
     """``-q/--quiet``, as ``quiet``."""
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
 
-def output_option() -> Decorator[F]:
+def output_option() -> Callable[[F], F]:
     """``--output human|json``, as ``output``."""
     return click.option(
         "--output",
@@ -145,7 +147,7 @@ def trust_options(function: F) -> F:
             policy = OpenPolicy(policy.trust, allow_path)
         return function(*args, policy=policy, **kwargs)
 
-    decorate: list[Decorator[Any]] = [
+    decorate: list[Callable[[Any], Any]] = [
         click.option(
             "--allow-path",
             multiple=True,

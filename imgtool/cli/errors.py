@@ -34,14 +34,16 @@ _OPENING = frozenset(
 
 def printable(text: str) -> str:
     """Return ``text`` with everything escaped that could move the cursor or break the line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
-    )
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":
+        # A byte of a file name that is not UTF-8.
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def say(who: str, message: str) -> None:
@@ -66,6 +68,13 @@ def describe(error: ImageError | OSError) -> str:
         return f"Could not open '{outermost}': {error.reason}"
     role = "Could not open backing file " if error.filename in error.opening else ""
     return f"Could not open '{outermost}': {role}'{error.filename}': {error.reason}"
+
+
+def while_creating(error: OSError, target: str) -> ImageError | OSError:
+    """Return the error to tell if it befell a file that the image ``target`` needed made."""
+    if not isinstance(error.filename, str) or error.errno not in _OPENING:
+        return error
+    return ImageError(f"Could not create '{error.filename}': {error.strerror}", filename=target)
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -6,17 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
-from imgtool.format import Format
 from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
-from imgtool.ops.making import Making
+from imgtool.ops.create import CreatePlan, begin, beside, plan_create
 from imgtool.storage.base import Storage
 
 
@@ -66,30 +64,43 @@ def convert(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_sources(sources, opening))
         base = None
-        made: Making | _Existing
         if create:
-            settings = _settings(chosen, options or {}, backing, backing_format)
-            path = _path(target)
-            _refuse_own_source(source, path)
-            base = _open_base(settings, path, opening)
-            if base is not None:
-                stack.enter_context(base)
+            if not isinstance(target.source, (str, os.PathLike, Storage)):
+                raise BadOption("A new image is made in a file or a storage")
+            plan = plan_create(
+                target.source,
+                None if options and options.get("size") is not None else source.size,
+                format=format,
+                backing_file=backing,
+                backing_format=backing_format,
+                options=options,
+                opener=opening,
+            )
+            _refuse_own_source(source, plan)
+            if plan.options.get("backing_file"):
+                name = beside(plan.target, plan.options["backing_file"])
+                base = stack.enter_context(
+                    opening.reference(Reference(name, plan.options["backing_fmt"]))
+                )
             if check_space and not compress:
-                check_free_space(path, chosen, source, base, settings, allocate=sparse_size == 0)
-            made = Making(path, chosen, source.size, settings, backing=base, cache=target_cache)
+                check_free_space(plan, source, base, allocate=sparse_size == 0)
+            image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
+            device, zeroed, finish = image.device, _reads_zero(image.device), image.finish
         else:
-            made = _Existing(target, format, source.size, opening, target_cache)
-        stack.enter_context(made)
-        if compress and not made.device.encoded_size:
+            device = stack.enter_context(
+                _open_existing(target, format, source.size, opening, target_cache)
+            )
+            zeroed, finish = False, device.flush
+        if compress and not device.encoded_size:
             raise BadOption(
                 "Compression and an external data file cannot be used at the same time",
-                filename=made.device.name,
+                filename=device.name,
             )
         job = CopyJob(
             source=source,
-            target=made.device,
+            target=device,
             base=base,
-            zeroed=target_is_zero or made.zeroed,
+            zeroed=target_is_zero or zeroed,
             sparse_size=sparse_size,
             compress=compress,
             level=compression_level,
@@ -101,34 +112,30 @@ def convert(
             warn=warn or _ignore,
         )
         CopyEngine(job).run()
-        made.finish()
+        finish()
 
 
-class _Existing:
-    """A target that exists, for ``-n``; used like :class:`Making`."""
+def _open_existing(
+    target: Reference, format: str, size: int, opener: Opener, cache: str
+) -> BlockDevice:
+    """Open the target of ``-n`` for writing."""
+    writing = replace(opener, writable=True, cache=cache)
+    device = writing.reference(target if target.format else replace(target, format=format))
+    if device.size < size:
+        device.close()
+        raise ImageError(
+            f"The target is smaller ({device.size} bytes) than the source ({size} bytes)",
+            filename=device.name,
+        )
+    return device
 
-    zeroed = False
 
-    def __init__(
-        self, target: Reference, format: str, size: int, opener: Opener, cache: str
-    ) -> None:
-        writing = replace(opener, writable=True, cache=cache)
-        self.device = writing.reference(target if target.format else replace(target, format=format))
-        if self.device.size < size:
-            self.device.close()
-            raise ImageError(
-                f"Target image '{self.device.name}' is smaller ({self.device.size} bytes) than "
-                f"the source ({size} bytes)"
-            )
-
-    def finish(self) -> None:
-        self.device.flush()
-
-    def __enter__(self) -> _Existing:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.device.close()
+def _reads_zero(device: BlockDevice) -> bool:
+    """Whether what is never written to a new image reads as zeros: not on a block device."""
+    return not any(
+        isinstance(child, Storage) and os.path.exists(child.name) and not os.path.isfile(child.name)
+        for child in device.children.values()
+    )
 
 
 def _ignore(text: str) -> None:
@@ -149,54 +156,17 @@ def _open_sources(sources: Sequence[Reference], opener: Opener) -> BlockDevice:
     return devices[0] if len(devices) == 1 else ConcatDevice(devices)
 
 
-def _settings(
-    chosen: Format,
-    options: Mapping[str, object],
-    backing: str | None,
-    backing_format: str | None,
-) -> dict[str, Any]:
-    """The options of the new image, with ``-B`` and ``-F`` among them."""
-    given = dict(options)
-    if backing is not None:
-        if given.get("backing_file") is not None:
-            raise BadOption("The backing file must be specified only once")
-        given["backing_file"] = backing
-    if backing_format is not None:
-        given["backing_fmt"] = backing_format
-    if given.get("backing_file") is not None and "backing" not in chosen.features:
-        raise BadOption(f"Backing file not supported for file format '{chosen.name}'")
-    settings = chosen.create_options.check(given)
-    if "size" in settings:
-        raise BadOption("The size of a converted image is that of its source: leave it out")
-    if settings.get("backing_file") and not settings.get("backing_fmt"):
-        raise BadOption(
-            "Backing file specified without backing format: give it with -F or backing_fmt"
-        )
-    return settings
-
-
-def _path(target: Reference) -> str:
-    if isinstance(target.source, (str, os.PathLike)):
-        return os.fspath(target.source)
-    raise BadOption("A new image is made in a file, so its target must be a path")
-
-
-def _open_base(settings: Mapping[str, Any], path: str, opener: Opener) -> BlockDevice | None:
-    """The image that the target will lie on, by the name that the target will know it by."""
-    name = settings.get("backing_file")
-    if not name:
-        return None
-    beside = name if os.path.isabs(name) else os.path.join(os.path.dirname(path), name)
-    return opener.reference(Reference(beside, settings["backing_fmt"]))
-
-
-def _refuse_own_source(source: BlockDevice, path: str) -> None:
+def _refuse_own_source(source: BlockDevice, plan: CreatePlan) -> None:
     """Refuse to overwrite a file that is being read; locks alone would not see it with -U."""
-    if not os.path.exists(path):
+    if isinstance(plan.target, Storage):
+        target = plan.target.identity
+    elif os.path.exists(plan.target):
+        status = os.stat(plan.target)
+        target = (status.st_dev, status.st_ino)
+    else:
         return
-    status = os.stat(path)
-    if (status.st_dev, status.st_ino) in set(_identities(source)):
-        raise BadOption("The target is one of the source's own files", filename=path)
+    if target in set(_identities(source)):
+        raise BadOption("The target is one of the source's own files", filename=plan.name)
 
 
 def _identities(device: BlockDevice) -> Iterator[object]:

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
 from imgtool.extent import Extent
-from imgtool.format import Format
 from imgtool.ops.convert.plan import all_of, differing
+from imgtool.ops.create import CreatePlan
 from imgtool.units import format_size
 
 
 def check_free_space(
-    path: str,
-    chosen: Format,
-    source: BlockDevice,
-    base: BlockDevice | None,
-    options: Mapping[str, Any],
-    *,
-    allocate: bool,
+    plan: CreatePlan, source: BlockDevice, base: BlockDevice | None, *, allocate: bool
 ) -> None:
-    """Raise :class:`ImageError` with the figures if the image at ``path`` cannot fit.
+    """Raise :class:`ImageError` with the figures if the image that is planned cannot fit.
 
     What it needs is what ``measure`` predicts; with ``allocate`` everything is written, zeros too.
     A file that is there counts as free, since it is overwritten. Block devices are not judged.
     """
-    directory = os.path.dirname(path) or "."
-    if not os.path.isdir(directory) or (os.path.exists(path) and not os.path.isfile(path)):
+    path = plan.target
+    if not isinstance(path, str) or (os.path.exists(path) and not os.path.isfile(path)):
         return
-    needed = _needed(chosen, source, base, options, allocate)
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        return
+    needed = _needed(plan, source, base, allocate)
     free = shutil.disk_usage(directory).free
     if os.path.isfile(path):
         status = os.stat(path)
@@ -45,22 +41,16 @@ def check_free_space(
         )
 
 
-def _needed(
-    chosen: Format,
-    source: BlockDevice,
-    base: BlockDevice | None,
-    options: Mapping[str, Any],
-    allocate: bool,
-) -> int:
+def _needed(plan: CreatePlan, source: BlockDevice, base: BlockDevice | None, allocate: bool) -> int:
     extents: Iterator[Extent]
-    if allocate or options.get("preallocation") in ("falloc", "full"):
+    if allocate or plan.options.get("preallocation") in ("falloc", "full"):
         extents = all_of(source.size)
     elif base is not None:
         extents = differing(source, base)
     else:
         extents = source.extents()
-    measurer = chosen.load_measurer()
-    if measurer is None or chosen.name == "raw":
+    measurer = plan.format.load_measurer()
+    if measurer is None or plan.format.name == "raw":
         # A raw file is as long as its disk, but takes only what is written.
         return sum(extent.length for extent in extents if not extent.reads_zero)
-    return measurer(source.size, options, extents).required
+    return measurer(source.size, plan.options, extents).required

@@ -1,0 +1,197 @@
+"""What the refcount structures say, against what was counted.
+
+Source: the specification's section "Host cluster management".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imgtool.formats.qcow2.check.state import State
+from imgtool.formats.qcow2.check.tally import COPIED_MARK
+from imgtool.formats.qcow2.refcounts import unpack_block
+from imgtool.formats.qcow2.schema import REFCOUNT_OFFSET_MASK
+from imgtool.units import div_round_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Refcounts = NDArray[np.unsignedinteger[Any]]
+
+_RESERVED = 0x1FF
+#: Bytes of refcount blocks that are kept for looking up single refcounts.
+_KEPT_BYTES = 16 << 20
+
+_WIDEN = (
+    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
+    "copy if the image cannot be opened for writing"
+)
+
+
+class RefcountCheck:
+    """The refcount table and its blocks."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        geometry, header = state.geometry, state.header
+        self._per_block = geometry.refcount_block_entries
+        # QEMU's counters have the width of the image's, and stay at the largest value.
+        self._most = (1 << geometry.refcount_bits) - 1
+        entries = header.refcount_table_clusters * geometry.cluster_size // 8
+        self._table = state.read_table(header.refcount_table_offset, entries)
+        self._kept: dict[int, Refcounts] = {}
+        self._complained = False
+        #: Whether some COPIED flag contradicts the refcounts, or may do so.
+        self.copied_wrong = False
+
+    # The blocks themselves
+
+    def count_blocks(self) -> None:
+        """Count the refcount blocks, and report entries of the table that can't be."""
+        state, tally, findings = self._state, self._state.tally, self._state.findings
+        cluster_size = state.geometry.cluster_size
+        last = self._clusters()
+        for index in np.flatnonzero(self._table).tolist():
+            entry = int(self._table[index])
+            offset = entry & REFCOUNT_OFFSET_MASK
+            cluster = offset // cluster_size
+            if entry & _RESERVED:
+                findings.corruption(f"ERROR refcount table entry {index} has reserved bits set")
+            elif offset % cluster_size:
+                findings.corruption(
+                    f"ERROR refcount block {index} is not cluster aligned; refcount table entry "
+                    "corrupted"
+                )
+            elif cluster >= last:
+                findings.corruption(f"ERROR refcount block {index} is outside image")
+            else:
+                tally.add_run(cluster, 1)
+                counted = min(int(tally.window(cluster, 1)[0]), self._most)
+                if counted != 1:
+                    findings.corruption(f"ERROR refcount block {index} refcount={counted}")
+
+    def report_overflows(self) -> None:
+        """Report clusters with more references than a refcount of this width can say."""
+        for cluster, count in self._state.tally.above(self._most):
+            offset = cluster * self._state.geometry.cluster_size
+            self._state.findings.corruption(
+                f"ERROR: overflow cluster offset={offset:#x}", count - self._most
+            )
+            self._state.findings.tell(_WIDEN)
+
+    def _clusters(self) -> int:
+        """How many clusters are compared: those of the file, and one more if it is in use."""
+        held = self._state.geometry.clusters(self._state.file_size)
+        return held + int(bool(self._state.tally.window(held, 1).any()))
+
+    # Comparing
+
+    def compare(self) -> None:
+        """Compare all refcounts with what was counted, and find the end of the image."""
+        state, result = self._state, self._state.findings.result
+        last, highest = self._clusters(), 0
+        for number in self._interesting(last):
+            first = number * self._per_block
+            count = min(self._per_block, last - first)
+            counted = state.tally.window(first, count)
+            offset = self._block_offset(number)
+            if offset % state.geometry.cluster_size:
+                self._report_unreadable(number, offset, first, count)
+                continue
+            refcounts = self._read(offset)[:count]
+            if not np.array_equal(refcounts, counted):
+                self._report_differences(first, refcounts, counted)
+            if refcounts[-1] or counted[-1]:
+                highest = first + count - 1
+            elif (used := np.flatnonzero((refcounts != 0) | (counted != 0))).size:
+                highest = first + int(used[-1])
+            self._check_marks(first, refcounts)
+        result.image_end_offset = (highest + 1) * state.geometry.cluster_size
+
+    def _interesting(self, clusters: int) -> list[int]:
+        """The numbers of all blocks that exist, or would have to, within ``clusters``."""
+        blocks = div_round_up(clusters, self._per_block)
+        there = np.flatnonzero(self._table[:blocks])
+        if len(there) < blocks:
+            there = np.union1d(there, self._state.tally.touched(self._per_block))
+        numbers: list[int] = there.tolist()
+        return numbers
+
+    def _block_offset(self, number: int) -> int:
+        return int(self._table[number]) & REFCOUNT_OFFSET_MASK if number < len(self._table) else 0
+
+    def _read(self, offset: int) -> Refcounts:
+        """The refcounts of a block; all zero if there is none, or past the end of the file."""
+        if not offset or offset >= self._state.file_size:
+            return np.zeros(self._per_block, np.uint8)
+        data = self._state.storage.read_at(offset, self._state.geometry.cluster_size)
+        return unpack_block(data, self._state.geometry.refcount_order)
+
+    def _report_unreadable(self, number: int, offset: int, first: int, count: int) -> None:
+        findings = self._state.findings
+        if not self._complained:
+            self._complained = True
+            index = hex(number) if number else "0"
+            findings.tell(
+                f"qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: "
+                f"{index}); further non-fatal corruption events will be suppressed"
+            )
+        for cluster in range(first, first + count):
+            if not findings.listening:
+                findings.untold_failures(first + count - cluster)
+                break
+            findings.failure(f"Can't get refcount for cluster {cluster}: Input/output error")
+
+    def _report_differences(self, first: int, refcounts: Refcounts, counted: Refcounts) -> None:
+        findings = self._state.findings
+        counted = np.minimum(counted.astype(np.uint64), np.uint64(self._most))
+        refcounts = refcounts.astype(np.uint64)
+        for index in np.flatnonzero(refcounts != counted).tolist():
+            if not findings.listening:
+                lost = int(np.count_nonzero(refcounts[index:] > counted[index:]))
+                wrong = int(np.count_nonzero(refcounts[index:] < counted[index:]))
+                findings.untold_leaks(lost)
+                findings.untold_corruptions(wrong)
+                break
+            refcount, reference = int(refcounts[index]), int(counted[index])
+            words = f"cluster {first + index} refcount={refcount} reference={reference}"
+            if refcount > reference:
+                findings.leak(f"Leaked {words}")
+            else:
+                findings.corruption(f"ERROR {words}")
+
+    def _check_marks(self, first: int, refcounts: Refcounts) -> None:
+        marks = self._state.tally.marks(first, len(refcounts))
+        if marks is None:
+            self.copied_wrong = True
+        elif not self.copied_wrong:
+            # Where the refcount is one, UNCOPIED_MARK is wrong; elsewhere COPIED_MARK is.
+            one = (refcounts == 1).view(np.uint8)
+            self.copied_wrong = bool((marks & (COPIED_MARK + one)).any())
+
+    # Looking up
+
+    def look_up(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """The refcounts of some clusters, and for which of them there is one to be had."""
+        order = np.argsort(clusters, kind="stable")
+        numbers = clusters[order] // self._per_block
+        found = np.zeros(len(clusters), np.uint64)
+        known = np.ones(len(clusters), np.bool_)
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for chosen in np.split(order, starts[1:]) if len(order) else ():
+            offset = self._block_offset(int(clusters[chosen[0]]) // self._per_block)
+            if offset % self._state.geometry.cluster_size:
+                known[chosen] = False
+            elif offset:
+                found[chosen] = self._keep(offset)[clusters[chosen] % self._per_block]
+        return found, known
+
+    def _keep(self, offset: int) -> Refcounts:
+        block = self._kept.get(offset)
+        if block is None:
+            block = self._kept[offset] = self._read(offset)
+            while len(self._kept) > 1 and len(self._kept) * block.nbytes > _KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return block

@@ -1,0 +1,70 @@
+"""What the parts of a check share: the image, the tally, and where findings go."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from imgtool.findings import Findings
+from imgtool.formats.qcow2.check.tally import Tally
+from imgtool.formats.qcow2.geometry import Geometry
+from imgtool.formats.qcow2.header import Header
+from imgtool.storage.base import Storage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Tables are big-endian on disk.
+_SWAPPED = sys.byteorder == "little"
+
+_PAST_END = (
+    "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
+    "offset {:#x} size {:#x}"
+)
+
+
+@dataclass
+class State:
+    """One check under way. ``file_size`` is the host file's length in bytes, whole sectors."""
+
+    storage: Storage
+    header: Header
+    tally: Tally
+    findings: Findings
+    file_size: int
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.header.geometry
+
+    @property
+    def past(self) -> int:
+        """The first host offset (bytes) that no structure's end may reach.
+
+        The file may end within its last cluster, so structures may end past it by less than one.
+        """
+        return self.file_size + self.geometry.cluster_size
+
+    def count(self, offset: int, length: int, weight: int = 1) -> None:
+        """Count ``weight`` references to every cluster that a range of the host file touches."""
+        if length <= 0:
+            return
+        if offset + length >= self.past:
+            self.past_end(offset, length, weight)
+            return
+        bits = self.geometry.cluster_bits
+        first = offset >> bits
+        self.tally.add_run(first, ((offset + length - 1) >> bits) + 1 - first, weight)
+
+    def past_end(self, offset: int, length: int, weight: int = 1) -> None:
+        """Report a range that lies past the end of the file; it isn't counted."""
+        self.findings.corruption(_PAST_END.format(offset, length), weight)
+
+    def read_table(self, offset: int, entries: int) -> NDArray[np.uint64]:
+        """Read a table of 64-bit entries; what lies past the end of the file is zero."""
+        table = np.empty(entries, np.uint64)
+        self.storage.read_into(offset, table.view(np.uint8).data)
+        return table.byteswap(inplace=True) if _SWAPPED else table

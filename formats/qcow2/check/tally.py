@@ -1,0 +1,181 @@
+"""How often each host cluster is referred to: counted in memory while an image is checked.
+
+Two ways of counting share one interface. Where the file holds what its length promises, an array
+has a place for every cluster. A file of enormous length that stores next to nothing must not cost
+memory by its length, so there the references themselves are kept, sorted.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Counts = NDArray[np.unsignedinteger[Any]]
+
+#: What is noted of a cluster that an entry with or without the COPIED flag names.
+COPIED_MARK, UNCOPIED_MARK = 1, 2
+
+_BYTES_PER_CLUSTER = 3
+#: Up to here an array is taken whatever the file stores.
+_ALWAYS_DENSE_BYTES = 192 << 20
+#: References that are collected before they are sorted in.
+_PENDING = 1 << 20
+
+
+class Tally(abc.ABC):
+    """Counts the references to host clusters ``0`` to ``clusters - 1``."""
+
+    def __init__(self, clusters: int) -> None:
+        self.clusters = clusters
+
+    @abc.abstractmethod
+    def add_run(self, first: int, count: int, weight: int = 1) -> None:
+        """Count ``weight`` references to each of ``count`` clusters from ``first`` on."""
+
+    @abc.abstractmethod
+    def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
+        """Count ``weight`` references to each of ``clusters``, which may repeat."""
+
+    @abc.abstractmethod
+    def window(self, first: int, count: int) -> Counts:
+        """The counts of ``count`` clusters from ``first`` on."""
+
+    @abc.abstractmethod
+    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+        """The clusters with more than ``limit`` references, in order, with their counts."""
+
+    @abc.abstractmethod
+    def touched(self, unit: int) -> NDArray[np.int64]:
+        """The numbers, in order, of all units of ``unit`` clusters that may have references."""
+
+    def mark_run(self, first: int, count: int, mark: int) -> None:
+        """Note that entries with (or without) COPIED name these clusters."""
+        return  # notes are optional: :meth:`marks` says whether they are taken
+
+    def mark(self, clusters: NDArray[np.int64], mark: int) -> None:
+        """As :meth:`mark_run`, for clusters anywhere."""
+        return
+
+    def marks(self, first: int, count: int) -> NDArray[np.uint8] | None:
+        """What was noted, or None if this tally takes no notes."""
+        return None
+
+
+class DenseTally(Tally):
+    """One counter for each cluster; memory that is never touched costs nothing."""
+
+    def __init__(self, clusters: int) -> None:
+        super().__init__(clusters)
+        self._counts: NDArray[Any] = np.zeros(clusters, np.uint16)
+        self._marks = np.zeros(clusters, np.uint8)
+
+    def add_run(self, first: int, count: int, weight: int = 1) -> None:
+        self._make_room(self._counts[first : first + count], weight)
+        # Looked up again: making room replaces the array.
+        self._counts[first : first + count] += weight
+
+    def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
+        if len(clusters):
+            self._make_room(self._counts[clusters], weight * len(clusters))
+            np.add.at(self._counts, clusters, weight)
+
+    def _make_room(self, counts: NDArray[Any], more: int) -> None:
+        if counts.dtype == np.uint16 and int(counts.max()) + more > 0xFFFF:
+            self._counts = self._counts.astype(np.uint64)
+
+    def window(self, first: int, count: int) -> Counts:
+        return self._counts[first : first + count]
+
+    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+        if limit >= np.iinfo(self._counts.dtype).max:
+            return
+        for cluster in np.flatnonzero(self._counts > limit).tolist():
+            yield cluster, int(self._counts[cluster])
+
+    def touched(self, unit: int) -> NDArray[np.int64]:
+        whole = len(self._counts) // unit
+        found = self._counts[: whole * unit].reshape(whole, unit).any(axis=1)
+        rest = self._counts[whole * unit :].any()
+        return np.flatnonzero(np.append(found, rest)).astype(np.int64)
+
+    def mark_run(self, first: int, count: int, mark: int) -> None:
+        self._marks[first : first + count] |= mark
+
+    def mark(self, clusters: NDArray[np.int64], mark: int) -> None:
+        # An entry that is listed twice gets the same value twice.
+        self._marks[clusters] |= mark
+
+    def marks(self, first: int, count: int) -> NDArray[np.uint8] | None:
+        return self._marks[first : first + count]
+
+
+class SparseTally(Tally):
+    """The clusters that are referred to, sorted, and their counts."""
+
+    def __init__(self, clusters: int = 1 << 62) -> None:
+        super().__init__(clusters)
+        self._found = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.uint64)
+        self._pending: list[tuple[NDArray[np.int64], int]] = []
+        self._waiting = 0
+
+    def add_run(self, first: int, count: int, weight: int = 1) -> None:
+        self.add(np.arange(first, first + count, dtype=np.int64), weight)
+
+    def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
+        self._pending.append((clusters, weight))
+        self._waiting += len(clusters)
+        # In step with what is there, so that sorting in costs little on the whole.
+        if self._waiting > max(_PENDING, len(self._found)):
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._pending:
+            return
+        clusters = np.concatenate((self._found, *(part for part, _ in self._pending)))
+        weights = np.concatenate(
+            (
+                self._counts,
+                *(np.full(len(part), weight, np.uint64) for part, weight in self._pending),
+            )
+        )
+        self._pending, self._waiting = [], 0
+        order = np.argsort(clusters, kind="stable")
+        clusters = clusters[order]
+        starts = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1])[: len(clusters)])
+        self._found = clusters[starts]
+        self._counts = np.add.reduceat(weights[order], starts) if len(starts) else weights
+
+    def found(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Everything that has been counted, in order, and the counts."""
+        self._settle()
+        return self._found, self._counts
+
+    def window(self, first: int, count: int) -> Counts:
+        self._settle()
+        start, end = np.searchsorted(self._found, (first, first + count))
+        counts = np.zeros(count, np.uint64)
+        counts[self._found[start:end] - first] = self._counts[start:end]
+        return counts
+
+    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+        self._settle()
+        for index in np.flatnonzero(self._counts > np.uint64(limit)).tolist():
+            yield int(self._found[index]), int(self._counts[index])
+
+    def touched(self, unit: int) -> NDArray[np.int64]:
+        self._settle()
+        return np.unique(self._found // unit)
+
+
+def new_tally(clusters: int, stored: int) -> Tally:
+    """A tally for a file of ``clusters`` clusters that occupies ``stored`` bytes of the host."""
+    if clusters * _BYTES_PER_CLUSTER <= max(_ALWAYS_DENSE_BYTES, stored):
+        return DenseTally(clusters)
+    return SparseTally(clusters)

@@ -1,0 +1,92 @@
+"""What ``info`` tells about a qcow2 image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from imgtool.description import Description, SnapshotInfo
+from imgtool.errors import CorruptImage
+from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Crypt
+from imgtool.schema import luks
+
+if TYPE_CHECKING:
+    from imgtool.device import BlockDevice
+    from imgtool.formats.qcow2.bitmaps import Bitmap
+    from imgtool.formats.qcow2.driver import Qcow2Device
+
+
+def describe(device: BlockDevice) -> Description:
+    """Describe an open qcow2 image; raises :class:`CorruptImage` for broken tables."""
+    from imgtool.formats.qcow2.driver import Qcow2Device
+
+    assert isinstance(device, Qcow2Device)
+    header = device.header
+    return Description(
+        cluster_size=header.geometry.cluster_size,
+        encrypted=header.crypt_method is not Crypt.NONE,
+        dirty=header.dirty,
+        backing_filename=header.backing_file,
+        backing_format=header.backing_format,
+        snapshots=[
+            SnapshotInfo(
+                id=snapshot.id,
+                name=snapshot.name,
+                vm_state_size=snapshot.vm_state_size,
+                date_sec=snapshot.date_sec,
+                date_nsec=snapshot.date_nsec,
+                vm_clock_nsec=snapshot.vm_clock_nsec,
+                disk_size=snapshot.disk_size,
+                icount=snapshot.icount,
+            )
+            for snapshot in device.snapshots
+        ],
+        specific=_specific(device),
+    )
+
+
+def _specific(device: Qcow2Device) -> dict[str, Any]:
+    header = device.header
+    compression = header.compression.name.lower()
+    if header.version < 3:
+        facts: dict[str, Any] = {"compat": "0.10", "compression-type": compression}
+    else:
+        facts = {
+            "compat": "1.1",
+            "compression-type": compression,
+            "lazy-refcounts": bool(header.compatible & Compatible.LAZY_REFCOUNTS),
+        }
+        if device.bitmaps:
+            facts["bitmaps"] = [_bitmap(bitmap) for bitmap in device.bitmaps]
+    facts["refcount-bits"] = header.geometry.refcount_bits
+    if header.data_file is not None:
+        facts["data-file"] = header.data_file
+    if header.crypt_method is not Crypt.NONE:
+        facts["encrypt"] = _encryption(device)
+    if header.version >= 3:
+        if header.has_data_file:
+            facts["data-file-raw"] = header.data_file_raw
+        facts["corrupt"] = header.corrupt
+        facts["extended-l2"] = header.geometry.extended_l2
+    return facts
+
+
+def _bitmap(bitmap: Bitmap) -> dict[str, Any]:
+    flags = [
+        name
+        for flag, name in ((BitmapFlag.IN_USE, "in-use"), (BitmapFlag.AUTO, "auto"))
+        if bitmap.flags & flag
+    ]
+    return {"flags": flags, "name": bitmap.name, "granularity": bitmap.granularity}
+
+
+def _encryption(device: Qcow2Device) -> dict[str, Any]:
+    if device.header.crypt_method is Crypt.AES:
+        return {"format": "aes"}
+    pointer = device.header.luks_header
+    if pointer is None:
+        raise CorruptImage("The image is encrypted with LUKS and has no LUKS header")
+    offset, length = pointer
+    if length < luks.HEADER.sizeof():
+        raise CorruptImage(f"The LUKS header of {length} bytes is too short", offset)
+    header = device.storage.read_exact(offset, luks.HEADER.sizeof(), "The LUKS header")
+    return luks.describe(bytes(header), inside="luks")

@@ -1,0 +1,116 @@
+"""Opening qcow2 images: the files that belong to one, and what must not be written to."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from imgtool.device import BlockDevice
+from imgtool.errors import CorruptImage, ReadOnly
+from imgtool.formats.qcow2.allocator import Allocator
+from imgtool.formats.qcow2.driver import EncryptedDevice, Qcow2Device
+from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.refcounts import read_refcount_table
+from imgtool.formats.qcow2.schema import Autoclear, Crypt
+from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
+from imgtool.formats.qcow2.tables import read_l1
+from imgtool.formats.qcow2.writable import WritableQcow2
+from imgtool.storage.base import Storage
+from imgtool.units import MAX_SIZE
+
+if TYPE_CHECKING:
+    from imgtool.chain import Opener
+
+
+def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
+    """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
+
+    Raises :class:`ReadOnly` for a writable open of what must not be written.
+    """
+    header = read_header(storage)
+    snapshot = None
+    if options:
+        snapshot = find_snapshot(read_snapshots(storage, header), options)
+        if snapshot is not None and (snapshot.disk_size or 0) > MAX_SIZE:
+            raise CorruptImage(f"The disk size {snapshot.disk_size} of the snapshot is too large")
+    if opener.writable:
+        _refuse_writing(storage, header, snapshot)
+    l1_offset, l1_size = header.l1_table_offset, header.l1_size
+    if snapshot is not None:
+        l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
+    l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
+
+    data: Storage | None = storage
+    if header.has_data_file:
+        data = opener.data_file(storage, header.data_file)
+    try:
+        backing = opener.backing(storage, header.backing_file, header.backing_format)
+    except BaseException:
+        if data is not None and data is not storage:
+            data.close()
+        raise
+    try:
+        if opener.writable:
+            assert data is not None
+            return _writable(storage, header, l1, data, backing)
+        kind = Qcow2Device if header.crypt_method is Crypt.NONE else EncryptedDevice
+        return kind(
+            storage,
+            header,
+            l1,
+            data=data,
+            backing=backing,
+            snapshot=snapshot,
+            follow=opener.follow,
+        )
+    except BaseException:
+        for opened in (backing, data):
+            if opened is not None and opened is not storage:
+                opened.close()
+        raise
+
+
+def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> None:
+    if snapshot is not None:
+        raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
+    if header.corrupt:
+        raise ReadOnly(
+            "The image is marked corrupt: it can only be read, or repaired with "
+            f"qemu-img check -r all '{storage.name}'",
+            filename=storage.name,
+        )
+    if header.dirty:
+        raise ReadOnly(
+            "The image was not closed properly (dirty bit): repair it first with "
+            f"qemu-img check -r all '{storage.name}'",
+            filename=storage.name,
+        )
+    if header.bitmaps is not None:
+        raise ReadOnly(
+            "The image has persistent bitmaps, and imgtool cannot keep them up to date yet",
+            filename=storage.name,
+        )
+    if header.crypt_method is not Crypt.NONE:
+        raise ReadOnly(
+            "The image is encrypted, and imgtool cannot encrypt yet", filename=storage.name
+        )
+
+
+def _writable(
+    storage: Storage,
+    header: Header,
+    l1: array[int],
+    data: Storage,
+    backing: BlockDevice | None,
+) -> WritableQcow2:
+    known = header.autoclear & (Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA)
+    if known != header.autoclear:
+        # What the unknown bits vouch for will not be kept up to date.
+        header = replace(header, autoclear=known)
+        storage.write_at(0, header.build())
+        storage.flush()
+    table = read_refcount_table(storage, header)
+    allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
+    return WritableQcow2(storage, header, l1, allocator, data=data, backing=backing, fresh=False)

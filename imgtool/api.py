@@ -1,0 +1,207 @@
+"""The functions of the package's public interface; ``imgtool.open`` and so on are these.
+
+Each takes an image as a path, an open :class:`~imgtool.storage.base.Storage`, a binary file
+object, or a :class:`~imgtool.chain.Reference` where more has to be said. Files that images name
+are opened as the ``policy`` allows: without one, as ``IMGTOOL_TRUST`` in the environment says, and
+else inside the directory of the image that names them.
+
+All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or a request, and
+``OSError`` for what the host refuses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from imgtool import registry
+from imgtool.chain import Opener, OpenPolicy, Reference, Source
+
+if TYPE_CHECKING:
+    from imgtool.device import BlockDevice
+    from imgtool.ops.info import ImageInfo
+    from imgtool.progress import Progress
+    from imgtool.storage.base import Storage
+
+Image = Source | Reference
+
+
+def open(
+    source: Image,
+    *,
+    format: str | None = None,
+    writable: bool = False,
+    snapshot: str | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    **options: object,
+) -> BlockDevice:
+    """Open an image and what it lies on, as a :class:`~imgtool.device.BlockDevice`.
+
+    ``format`` is probed if it is None, but a file that is only guessed to be raw is not opened
+    ``writable``. ``snapshot`` is the id or name of an internal snapshot. ``share`` lets others
+    write to the files meanwhile. ``cache`` is one of none, writeback, writethrough, directsync and
+    unsafe. ``options`` are the format's own (raw: ``offset`` and ``size`` in bytes).
+
+    The device closes the files; a file object that was given stays open.
+    """
+    if snapshot is not None:
+        options["snapshot"] = snapshot
+    opener = _opener(policy, share=share, cache=cache, writable=writable)
+    return opener.reference(_reference(source, format, options))
+
+
+def create(
+    target: str | os.PathLike[str] | Storage,
+    size: int | str | None = None,
+    *,
+    format: str | None = None,
+    backing_file: str | os.PathLike[str] | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    policy: OpenPolicy | None = None,
+    **options: object,
+) -> None:
+    """Create an image of ``size`` bytes (or ``"10G"``), by default that of its backing image.
+
+    ``format`` is by default the one that goes with the target's suffix, else raw.
+    ``backing_file`` is relative to the target's directory, and must be an image of
+    ``backing_format`` unless ``unsafe``. ``options`` are the format's: ``cluster_size="2M"``,
+    ``preallocation="metadata"``, and so on.
+
+    A file that exists is overwritten, but not before the request is known to be sound.
+    """
+    from imgtool.ops.create import create
+
+    create(
+        target,
+        size,
+        format=format or _format_for(target),
+        backing_file=None if backing_file is None else os.fspath(backing_file),
+        backing_format=backing_format,
+        unsafe=unsafe,
+        options=options,
+        opener=_opener(policy),
+    )
+
+
+def info(
+    source: Image,
+    *,
+    format: str | None = None,
+    backing_chain: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    **options: object,
+) -> ImageInfo:
+    """Describe an image from its metadata alone; with ``backing_chain``, those below it as well.
+
+    Without ``backing_chain`` no file but the image's own is opened.
+    """
+    from imgtool.ops.info import info
+
+    return info(
+        _reference(source, format, options),
+        opener=_opener(policy, share=share),
+        backing_chain=backing_chain,
+    )
+
+
+def convert(
+    source: Image | Sequence[Image],
+    target: Image,
+    *,
+    format: str | None = None,
+    source_format: str | None = None,
+    snapshot: str | None = None,
+    compress: bool | Literal["zlib", "zstd"] = False,
+    compression_level: int | None = None,
+    sparse_size: int = 4096,
+    create: bool = True,
+    target_is_zero: bool = False,
+    backing_file: str | os.PathLike[str] | None = None,
+    backing_format: str | None = None,
+    workers: int | None = None,
+    salvage: bool = False,
+    rate_limit: int | None = None,
+    copy_offload: bool = False,
+    check_space: bool = True,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    target_cache: str = "writeback",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    **options: object,
+) -> None:
+    """Copy an image, or several one behind the other (a list), to ``target``.
+
+    ``format`` is by default the one that goes with the target's suffix, else raw; ``options`` are
+    that format's. ``compress`` may name the kind of compression. ``sparse_size`` is the shortest
+    run of zeros, in bytes, that is left out; 0 writes everything.
+
+    With ``create`` false the target is an image that exists, and its contents are overwritten;
+    ``target_is_zero`` then says that they read as zeros. Over a ``backing_file`` only what differs
+    from it is written. ``rate_limit`` is in bytes a second. ``salvage`` reads what can't be read
+    as zeros, and tells ``warn``. ``progress`` is called with the bytes done and the bytes in all.
+    """
+    from imgtool.ops.convert import convert
+
+    several: Sequence[Image] = source if isinstance(source, (list, tuple)) else [source]
+    extra: dict[str, object] = {} if snapshot is None else {"snapshot": snapshot}
+    if isinstance(compress, str):
+        options["compression_type"] = compress
+    described = _reference(target, format, {})
+    convert(
+        [_reference(one, source_format, extra) for one in several],
+        described,
+        format=described.format or _format_for(described.source),
+        options=options,
+        compress=bool(compress),
+        compression_level=compression_level,
+        sparse_size=sparse_size,
+        create=create,
+        target_is_zero=target_is_zero,
+        backing=None if backing_file is None else os.fspath(backing_file),
+        backing_format=backing_format,
+        workers=workers,
+        salvage=salvage,
+        rate_limit=rate_limit,
+        copy_offload=copy_offload,
+        check_space=check_space,
+        opener=_opener(policy, share=share, cache=cache),
+        target_cache=target_cache,
+        progress=progress,
+        warn=warn,
+    )
+
+
+def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:
+    if not isinstance(source, Reference):
+        return Reference(source, format, options)
+    if format is None and not options:
+        return source
+    return Reference(
+        source.source, format or source.format, {**source.options, **options}, source.children
+    )
+
+
+def _opener(
+    policy: OpenPolicy | None,
+    *,
+    share: bool = False,
+    cache: str = "writeback",
+    writable: bool = False,
+) -> Opener:
+    return Opener(
+        policy=policy or OpenPolicy.default(), share=share, cache=cache, writable=writable
+    )
+
+
+def _format_for(target: object) -> str:
+    """The format that goes with a target's suffix, else raw."""
+    name = getattr(target, "name", target)
+    found = registry.for_suffix(os.fspath(name)) if isinstance(name, (str, os.PathLike)) else None
+    return "raw" if found is None else found.name

@@ -1,0 +1,103 @@
+"""``imgtool check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.chain import Opener
+from imgtool.cli.common import (
+    Command,
+    cache_option,
+    force_share_option,
+    format_option,
+    image_opts_option,
+    output_option,
+    quiet_option,
+)
+from imgtool.cli.errors import printable, say
+from imgtool.cli.names import reference
+from imgtool.cli.render import to_json
+
+if TYPE_CHECKING:
+    from imgtool.format import CheckResult
+
+_CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
+
+
+@click.command("check", cls=Command)
+@quiet_option()
+@format_option()
+@image_opts_option()
+@cache_option()
+@force_share_option()
+@output_option()
+@click.argument("filename", required=False)
+def command(
+    quiet: bool,
+    format: str | None,
+    image_opts: bool,
+    cache: str,
+    force_share: bool,
+    output: str,
+    filename: str | None,
+) -> int:
+    """Check the metadata of the image FILENAME. Nothing is changed, and no other file is read.
+
+    The exit status is 0 if nothing is wrong, 1 if the check could not be done, 2 if the image is
+    corrupt, 3 if it only wastes space, and 63 if its format has nothing to check.
+    """
+    from imgtool.ops.check import NoChecks, check
+
+    if filename is None:
+        raise click.UsageError("Expecting one image file name")
+    chosen = reference(filename, format=format, image_opts=image_opts)
+    try:
+        found = check(
+            chosen,
+            opener=Opener(share=force_share, cache=cache),
+            report=lambda text: click.echo(printable(text), err=True),
+        )
+    except NoChecks as error:
+        say("imgtool", error.reason)
+        return _NO_CHECKS
+    result = found.result
+    if result.untold:
+        say("imgtool", f"{result.untold} further findings are not listed")
+    if not quiet:
+        if output == "json":
+            click.echo(to_json(replace(found, filename=filename).to_dict()))
+        else:
+            for line in _lines(result):
+                click.echo(line)
+    if result.check_errors:
+        say("imgtool", "Check failed")
+        return _CANNOT_CHECK
+    if result.corruptions:
+        return _CORRUPT
+    return _LEAKING if result.leaks else 0
+
+
+def _lines(result: CheckResult) -> Iterator[str]:
+    if not (result.corruptions or result.leaks or result.check_errors):
+        yield "No errors were found on the image."
+    if result.corruptions:
+        yield f"\n{result.corruptions} errors were found on the image."
+        yield "Data may be corrupted, or further writes to the image may corrupt it."
+    if result.leaks:
+        yield f"\n{result.leaks} leaked clusters were found on the image."
+        yield "This means waste of disk space, but no harm to data."
+    if result.check_errors:
+        yield f"\n{result.check_errors} internal errors have occurred during the check."
+    total, allocated = result.total_clusters, result.allocated_clusters
+    if total and allocated:
+        yield (
+            f"{allocated}/{total} = {allocated * 100 / total:.2f}% allocated, "
+            f"{result.fragmented_clusters * 100 / allocated:.2f}% fragmented, "
+            f"{result.compressed_clusters * 100 / allocated:.2f}% compressed clusters"
+        )
+    if result.image_end_offset:
+        yield f"Image end offset: {result.image_end_offset}"

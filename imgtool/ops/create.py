@@ -1,0 +1,271 @@
+"""Create: plan an image and judge everything that can be judged, then make its files.
+
+The two steps are apart so that nothing on disk is touched by a request that is refused, and so
+that ``convert`` can fill the image between its beginning and its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imgtool import registry
+from imgtool.chain import Opener, Reference
+from imgtool.device import BlockDevice
+from imgtool.errors import BadOption, ImageError
+from imgtool.format import Format, NewImage
+from imgtool.names import file_path, same_file
+from imgtool.storage.base import Storage
+from imgtool.units import parse_size
+
+#: What qemu can open, so that an image may record it as the format of its backing file.
+_BACKING_FORMATS = frozenset(
+    (
+        *("bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed", "raw"),
+        *("vdi", "vhdx", "vmdk", "vpc"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class CreatePlan:
+    """An image that is to be created.
+
+    ``size`` is the virtual size in bytes. ``options`` have the types of the format's table;
+    ``given`` holds them as the caller gave them.
+    """
+
+    target: str | Storage
+    format: Format
+    size: int
+    options: Mapping[str, Any]
+    given: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The new image's file name."""
+        return self.target if isinstance(self.target, str) else self.target.name
+
+    def told(self) -> Iterator[tuple[str, str]]:
+        """The options and their values as ``qemu-img create`` prints them, defaults included."""
+        values = dict(self.options, size=self.size)
+        for name, value in self.given.items():
+            if isinstance(value, str) and isinstance(values.get(name), (bool, str)):
+                values[name] = value
+        return self.format.create_options.told(values)
+
+
+def plan_create(
+    target: str | os.PathLike[str] | Storage,
+    size: int | str | None = None,
+    *,
+    format: str = "raw",
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    options: Mapping[str, object] | None = None,
+    opener: Opener | None = None,
+) -> CreatePlan:
+    """Plan an image of ``size`` (bytes, or text with a suffix), or of its backing image's size.
+
+    ``backing_file`` is relative to the new image's directory and needs ``backing_format``; it is
+    opened and must be an image of that format, unless ``unsafe``. ``options`` are the format's.
+
+    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
+    """
+    where: str | Storage = target if isinstance(target, Storage) else file_path(os.fspath(target))
+    given = dict(options or {})
+    if backing_file is not None:
+        given["backing_file"] = backing_file
+    if backing_format is not None:
+        given["backing_fmt"] = backing_format
+    try:
+        return _plan(where, size, format, given, unsafe, opener or Opener())
+    except ImageError as error:
+        raise error.in_file(where if isinstance(where, str) else where.name) from error.__cause__
+
+
+def _plan(
+    target: str | Storage,
+    size: int | str | None,
+    format: str,
+    given: Mapping[str, object],
+    unsafe: bool,
+    opener: Opener,
+) -> CreatePlan:
+    chosen = registry.find(format)
+    chosen.load_creator()
+    if given.get("backing_file") is not None and "backing_file" not in chosen.create_options:
+        raise BadOption(f"Backing file not supported for file format '{chosen.name}'")
+    options = chosen.create_options.check(given)
+    wanted = options.pop("size", None)
+    if size is not None:
+        if wanted is not None:
+            raise BadOption("The image size must be specified only once")
+        wanted = parse_size(size)
+    data_file = options.get("data_file")
+    if data_file is not None:
+        options["data_file"] = file_path(data_file)
+        if _is(target, beside(target, options["data_file"])):
+            raise BadOption("An image cannot be its own data file")
+    backing_size = _check_backing(target, options, unsafe, opener)
+    if wanted is None:
+        wanted = backing_size
+    if wanted is None:
+        raise BadOption("Image creation needs a size parameter")
+    return CreatePlan(target, chosen, wanted, options, given)
+
+
+def _check_backing(
+    target: str | Storage, options: Mapping[str, Any], unsafe: bool, opener: Opener
+) -> int | None:
+    """Return the backing image's size in bytes; None if there is none, or it is not to be seen."""
+    name: str | None = options.get("backing_file")
+    recorded: str | None = options.get("backing_fmt")
+    if name is None:
+        if recorded is not None:
+            raise BadOption("Backing format cannot be used without backing file")
+        return None
+    if not name:
+        raise BadOption("Expected backing file name, got empty string")
+    if recorded is not None and recorded not in _BACKING_FORMATS:
+        registry.find(recorded)
+    if unsafe:
+        if recorded is None:
+            raise BadOption("Backing file specified without backing format")
+        return None
+    path = beside(target, file_path(name))
+    if _is(target, path):
+        raise BadOption("An image cannot be its own backing file")
+    reading = Opener(policy=opener.policy, share=opener.share, lock=opener.lock, cache=opener.cache)
+    try:
+        if recorded is None:
+            with reading.file(path) as storage:
+                found = registry.probe(storage).name
+            raise BadOption(
+                f"Backing file specified without backing format (Detected format of {found})"
+            )
+        with reading.reference(Reference(path, recorded)) as backing:
+            return backing.size
+    except OSError as error:
+        raise ImageError(
+            f"Could not open backing file: Could not open '{path}': {error.strerror}"
+        ) from error
+    except ImageError as error:
+        if not error.opening:
+            raise
+        culprit = "" if error.filename in (None, path) else f": '{error.filename}'"
+        raise error.within(f"Could not open backing file '{path}'{culprit}") from error.__cause__
+
+
+def beside(target: str | Storage, name: str) -> str:
+    """Return the path of a file that the image at ``target`` will call ``name``."""
+    if os.path.isabs(name):
+        return name
+    if isinstance(target, str):
+        return target[: len(target) - len(os.path.basename(target))] + name
+    return os.path.join(target.directory or "", name)
+
+
+def _is(target: str | Storage, path: str) -> bool:
+    return isinstance(target, str) and same_file(target, path)
+
+
+@contextlib.contextmanager
+def begin(
+    plan: CreatePlan,
+    *,
+    backing: BlockDevice | None = None,
+    cache: str = "writeback",
+    lock: bool = True,
+) -> Iterator[NewImage]:
+    """Make the image's files and give it to be filled; the caller finishes it.
+
+    What exists is only touched once the format has nothing to object. If the block raises, files
+    that this call made are removed again. ``backing`` is the open backing image, for formats that
+    have to look at it.
+    """
+    plan.format.judge_options(plan.size, plan.options)
+    with contextlib.ExitStack() as undo:
+        try:
+            storage = _make(plan, plan.target, undo, cache, lock)
+            data = None
+            if plan.options.get("data_file") is not None:
+                path = beside(plan.target, plan.options["data_file"])
+                data = _make(plan, path, undo, cache, lock)
+            creator = plan.format.load_creator()
+            with creator(storage, plan.size, plan.options, data=data, backing=backing) as image:
+                yield image
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise BadOption(
+                f"The image size is too large for file format '{plan.format.name}'",
+                filename=plan.name,
+            ) from error
+        except ImageError as error:
+            raise error.in_file(plan.name) from error.__cause__
+        undo.pop_all()
+
+
+def _make(
+    plan: CreatePlan, target: str | Storage, undo: contextlib.ExitStack, cache: str, lock: bool
+) -> Storage:
+    if isinstance(target, Storage):
+        if target.size():
+            raise BadOption("An image is only created in a storage that is empty")
+        return target
+    from imgtool.storage.file import FileStorage
+
+    storage = FileStorage.create(
+        target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
+    )
+    undo.callback(_discard, storage)
+    return storage
+
+
+def _discard(storage: Any) -> None:
+    """Take back a file that this run made; one that was there before stays, emptied."""
+    if not storage.created and os.path.isfile(storage.name):
+        with contextlib.suppress(OSError):
+            os.truncate(storage.name, 0)
+    storage.close()
+    if storage.created:
+        with contextlib.suppress(OSError):
+            os.unlink(storage.name)
+
+
+def execute(plan: CreatePlan, *, cache: str = "writeback") -> None:
+    """Create the image that was planned."""
+    with begin(plan, cache=cache) as image:
+        image.finish()
+
+
+def create(
+    target: str | os.PathLike[str] | Storage,
+    size: int | str | None = None,
+    *,
+    format: str = "raw",
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    options: Mapping[str, object] | None = None,
+    opener: Opener | None = None,
+) -> None:
+    """Create an image; see :func:`plan_create` for what the arguments mean."""
+    execute(
+        plan_create(
+            target,
+            size,
+            format=format,
+            backing_file=backing_file,
+            backing_format=backing_format,
+            unsafe=unsafe,
+            options=options,
+            opener=opener,
+        )
+    )

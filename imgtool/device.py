@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,13 @@ class Limits(NamedTuple):
     alignment: int = 1
     preferred: int = 64 << 10
     largest: int = 32 << 20
+
+
+class StoredBitmap(NamedTuple):
+    """A bitmap of changes that an image keeps. One bit stands for ``granularity`` bytes."""
+
+    name: str
+    granularity: int
 
 
 class BlockDevice(abc.ABC):
@@ -61,6 +68,11 @@ class BlockDevice(abc.ABC):
     @property
     def backing(self) -> BlockDevice | None:
         """The device that unallocated ranges are read from, if there is one."""
+        return None
+
+    @property
+    def stored_bitmaps(self) -> Sequence[StoredBitmap] | None:
+        """The bitmaps that the image keeps, or None if it cannot keep any."""
         return None
 
     # Reading

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from imgtool.device import BlockDevice, Limits
 from imgtool.errors import CorruptImage, ImageError
-from imgtool.extent import Extent
+from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
@@ -200,6 +200,12 @@ def _missing(header: Header, data: Storage | None) -> str | None:
 class EncryptedDevice(Qcow2Device):
     """An encrypted image: its metadata can be read, its contents cannot."""
 
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        for extent in super()._extents(offset, length):
+            # The host file has the bytes, but not as they are.
+            hidden = extent.depth == 0 and extent.kind is Kind.DATA
+            yield extent._replace(storage=None, host_offset=None) if hidden else extent
+
     def _read(self, offset: int, view: memoryview) -> None:
         method = "LUKS" if self.header.crypt_method is Crypt.LUKS else "AES"
         raise ImageError(
@@ -207,8 +213,3 @@ class EncryptedDevice(Qcow2Device):
             "'imgtool info' and 'imgtool check' work without the contents",
             filename=self.name,
         )
-
-    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        # What lies in the file is not what a guest sees, so nobody may take it from there.
-        for extent in super()._extents(offset, length):
-            yield extent._replace(storage=None, host_offset=None)

@@ -112,7 +112,7 @@ class L2Reader:
                 elif allocated >> subcluster & 1:
                     yield Extent(offset, size, Kind.DATA, self.data, here)
                 else:
-                    yield Extent(offset, size, Kind.UNALLOCATED)
+                    yield self._plain(Kind.UNALLOCATED, offset, size, here if hosted else None)
                 offset += size
 
     def _has_host(self, entry: int) -> bool:
@@ -214,8 +214,6 @@ class L2Reader:
         """Join what lies together into extents; each unit of the arrays maps ``size`` bytes."""
         import numpy as np
 
-        # Unallocated subclusters of an allocated cluster have no host range of their own.
-        hosted = hosted & (kinds != _UNALLOCATED)
         joined = kinds[1:] == kinds[:-1]
         joined &= hosted[1:] == hosted[:-1]
         joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(size))

@@ -7,6 +7,7 @@ is written: :mod:`imgtool.formats.qcow2.metadata` orders that.
 from __future__ import annotations
 
 from array import array
+from typing import TYPE_CHECKING
 
 from imgtool.errors import CorruptImage, ImageError
 from imgtool.formats.qcow2.geometry import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Geometry
@@ -15,6 +16,10 @@ from imgtool.formats.qcow2.schema import REFCOUNT_OFFSET_MASK
 from imgtool.schema.fields import big_endian_bytes
 from imgtool.storage.base import Storage
 from imgtool.units import div_round_up
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Allocator:
@@ -49,7 +54,7 @@ class Allocator:
         while True:
             number, index = divmod(self._cursor, per_block)
             if number >= len(self.table):
-                self._grow_table(number)
+                self._grow_table(number * per_block)
                 continue
             block = self._block(number)
             if block is None:
@@ -100,6 +105,17 @@ class Allocator:
             index += count
         return first + len(missing)
 
+    def allocate_contiguous(self, wanted: int) -> int:
+        """Take ``wanted`` clusters that lie together; return their host offset."""
+        if wanted == 1:
+            return self.allocate(1)[0]
+        per_block = self._geometry.refcount_block_entries
+        first = self._end()
+        if len(self.table) * per_block < first + wanted + div_round_up(wanted, per_block) + 2:
+            self._grow_table(first)
+            first = self._end()
+        return self.take_region(first, wanted) << self._geometry.cluster_bits
+
     def refcount(self, index: int) -> int:
         """The refcount of one host cluster, by index."""
         number, slot = divmod(index, self._geometry.refcount_block_entries)
@@ -118,16 +134,72 @@ class Allocator:
             block = self._block(number) if number < len(self.table) else None
             value = (0 if block is None else block[slot]) + by
             if block is None or value < 0:
-                raise CorruptImage(
-                    "A cluster in use has a refcount of zero: check the image",
-                    index << self._geometry.cluster_bits,
-                )
+                raise _uncounted(index << self._geometry.cluster_bits)
             if value > self._geometry.max_refcount:
                 raise ImageError(f"A refcount exceeds {self._geometry.refcount_bits} bits")
             block[slot] = value
             self._dirty_blocks.add(number)
             if not value:
                 self._cursor = min(self._cursor, index)
+
+    def change_many(self, indexes: NDArray[np.uint64], by: int) -> None:
+        """Add ``by`` to the refcount of each cluster in ``indexes``, as often as it is in there.
+
+        Nothing is changed if any of them would leave the range of refcounts; the errors are those
+        of :meth:`change`.
+        """
+        import numpy as np
+
+        from imgtool.formats.qcow2.refcounts import pack_block, unpack_block
+
+        if not len(indexes):
+            return
+        geometry = self._geometry
+        clusters, times = np.unique(indexes, return_counts=True)
+        numbers = clusters // np.uint64(geometry.refcount_block_entries)
+        changed: list[tuple[int, bytes]] = []
+        starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] + np.uint64(1)))
+        for start, end in zip(starts.tolist(), [*starts.tolist()[1:], len(clusters)], strict=True):
+            number = int(numbers[start])
+            block = self._block(number) if number < len(self.table) else None
+            if block is None:
+                raise _uncounted(int(clusters[start]) << geometry.cluster_bits)
+            counts = unpack_block(block.data, geometry.refcount_order)
+            slots = clusters[start:end] - np.uint64(number * geometry.refcount_block_entries)
+            amounts = (times[start:end] * abs(by)).astype(np.uint64)
+            old = counts[slots].astype(np.uint64)
+            if by < 0 and bool(np.any(old < amounts)):
+                wrong = int(clusters[start:end][old < amounts][0])
+                raise _uncounted(wrong << geometry.cluster_bits)
+            new = old - amounts if by < 0 else old + amounts
+            if by > 0 and bool(np.any((old == 0) | (new > np.uint64(geometry.max_refcount)))):
+                if bool(np.any(old == 0)):
+                    raise _uncounted(int(clusters[start:end][old == 0][0]) << geometry.cluster_bits)
+                raise ImageError(f"A refcount exceeds {geometry.refcount_bits} bits")
+            counts[slots] = new.astype(counts.dtype)
+            changed.append((number, pack_block(counts, geometry.refcount_order)))
+            if by < 0 and bool(np.any(new == 0)):
+                self._cursor = min(self._cursor, int(clusters[start:end][new == 0][0]))
+        for number, data in changed:
+            self._blocks[number].data[:] = data
+            self._dirty_blocks.add(number)
+
+    def refcounts(self, indexes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The refcount of each cluster in ``indexes``."""
+        import numpy as np
+
+        from imgtool.formats.qcow2.refcounts import unpack_block
+
+        per_block = self._geometry.refcount_block_entries
+        found = np.zeros(len(indexes), dtype=np.uint64)
+        numbers = indexes // np.uint64(per_block)
+        for number in np.unique(numbers).tolist():
+            block = self._block(number) if number < len(self.table) else None
+            if block is not None:
+                here = numbers == np.uint64(number)
+                counts = unpack_block(block.data, self._geometry.refcount_order)
+                found[here] = counts[indexes[here] - np.uint64(number * per_block)]
+        return found
 
     # Writing back, in the two steps that must not be swapped
 
@@ -177,11 +249,9 @@ class Allocator:
         self._dirty_table.add(number)
         return block
 
-    def _grow_table(self, number: int) -> None:
-        """Put a larger refcount table where refcount block ``number`` would begin to count.
-
-        Everything from there on is free, since no table reaches that far.
-        """
+    def _grow_table(self, first: int) -> None:
+        """Put a larger refcount table at cluster index ``first``, from where on all is free."""
+        number = div_round_up(first, self._geometry.refcount_block_entries)
         entries_per_cluster = self._geometry.cluster_size // 8
         # Half as much again, and room for the blocks that count the new table itself.
         clusters = div_round_up(number + number // 2 + entries_per_cluster, entries_per_cluster)
@@ -191,10 +261,20 @@ class Allocator:
             raise ImageError("The refcount table has reached its largest size: the image is full")
         self.retired = (self.table_offset, len(self.table) // entries_per_cluster)
         self.table.extend([0] * grown)
-        start = self.take_region(number * self._geometry.refcount_block_entries, clusters)
+        start = self.take_region(first, clusters)
         self.table_offset = start << self._geometry.cluster_bits
         self._dirty_table.update(range(0, len(self.table), entries_per_cluster))
         self._cursor = start + clusters
+
+    def _end(self) -> int:
+        """The index of the first cluster behind all that are counted."""
+        per_block = self._geometry.refcount_block_entries
+        for number in range(len(self.table) - 1, -1, -1):
+            block = self._block(number)
+            used = 0 if block is None else len(bytes(block.data).rstrip(b"\0"))
+            if block is not None and used:
+                return number * per_block + div_round_up(used * per_block, len(block.data))
+        return 0
 
     def _check_reach(self, end: int) -> None:
         if end << self._geometry.cluster_bits > MAX_HOST_OFFSET:
@@ -205,3 +285,7 @@ class Allocator:
         for number in list(self._blocks)[:-keep]:
             if number not in self._dirty_blocks:
                 del self._blocks[number]
+
+
+def _uncounted(offset: int) -> CorruptImage:
+    return CorruptImage("A cluster in use has a refcount of zero: check the image", offset)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
@@ -149,7 +149,7 @@ def convert(
     """
     from imgtool.ops.convert import convert
 
-    several: Sequence[Image] = source if isinstance(source, (list, tuple)) else [source]
+    several = source if isinstance(source, (list, tuple)) else [cast("Image", source)]
     extra: dict[str, object] = {} if snapshot is None else {"snapshot": snapshot}
     if isinstance(compress, str):
         options["compression_type"] = compress

@@ -7,7 +7,7 @@ kind          present  zero   data   compressed  offset
 ============  =======  =====  =====  ==========  =======
 DATA          true     hole   true   false       usually
 ZERO          true     true   false  false       if host clusters are kept for it
-UNALLOCATED   false    true   false  false       never
+UNALLOCATED   false    true   false  false       if host clusters are kept for it
 COMPRESSED    true     false  true   true        never
 ============  =======  =====  =====  ==========  =======
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgtool.device import BlockDevice, Limits
 from imgtool.errors import CorruptImage, ImageError
-from imgtool.extent import Extent
+from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
@@ -200,6 +200,12 @@ def _missing(header: Header, data: Storage | None) -> str | None:
 
 class EncryptedDevice(Qcow2Device):
     """An encrypted image: its metadata can be read, its contents cannot."""
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        for extent in super()._extents(offset, length):
+            # The host file has the bytes, but not as they are.
+            hidden = extent.depth == 0 and extent.kind is Kind.DATA
+            yield extent._replace(storage=None, host_offset=None) if hidden else extent
 
     def _read(self, offset: int, view: memoryview) -> None:
         method = "LUKS" if self.header.crypt_method is Crypt.LUKS else "AES"

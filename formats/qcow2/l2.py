@@ -73,7 +73,9 @@ class L2Reader:
                 host = entry & L2_OFFSET_MASK
                 if host & (cluster_size - 1):
                     raise unaligned(host)
-                if self.zero_flag and entry & ZERO_FLAG:
+                if entry & ZERO_FLAG:
+                    if not self.zero_flag:
+                        raise _zero_in_version_2(host)
                     hosted = host if self._has_host(entry) else None
                     yield self._plain(Kind.ZERO, offset, cluster_size, hosted)
                 elif self._has_host(entry):
@@ -104,7 +106,7 @@ class L2Reader:
                 elif allocated >> subcluster & 1:
                     yield Extent(offset, size, Kind.DATA, self.data, here)
                 else:
-                    yield Extent(offset, size, Kind.UNALLOCATED)
+                    yield self._plain(Kind.UNALLOCATED, offset, size, here if hosted else None)
                 offset += size
 
     def _has_host(self, entry: int) -> bool:
@@ -140,9 +142,11 @@ class L2Reader:
         self._check_alignment(host, compressed)
         hosted = self._hosted(entries, host)
         kinds = np.where(hosted, np.uint8(_DATA), np.uint8(_UNALLOCATED))
-        if self.zero_flag:
-            kinds[(entries & np.uint64(ZERO_FLAG)) != 0] = _ZERO
+        zero = (entries & np.uint64(ZERO_FLAG)) != 0
+        kinds[zero] = _ZERO
         kinds[compressed] = _COMPRESSED
+        if not self.zero_flag and bool(np.any(zero & ~compressed)):
+            raise _zero_in_version_2(int(host[np.flatnonzero(zero & ~compressed)[0]]))
         yield from self._runs(entries, kinds, host, hosted, self.geometry.cluster_size, offset)
 
     def _extended_bulk(
@@ -204,8 +208,6 @@ class L2Reader:
         """Join what lies together into extents; each unit of the arrays maps ``size`` bytes."""
         import numpy as np
 
-        # Unallocated subclusters of an allocated cluster have no host range of their own.
-        hosted = hosted & (kinds != _UNALLOCATED)
         joined = kinds[1:] == kinds[:-1]
         joined &= hosted[1:] == hosted[:-1]
         joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(size))
@@ -233,6 +235,10 @@ class L2Reader:
             else:
                 yield Extent(offset, length, _KINDS[kind])
             offset += length
+
+
+def _zero_in_version_2(host: int) -> CorruptImage:
+    return CorruptImage("A zero cluster in an image of version 2", host)
 
 
 def unaligned(host: int) -> CorruptImage:

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
 from imgtool.errors import ReadOnly
-from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.driver import EncryptedDevice, Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
-from imgtool.formats.qcow2.refcounts import read_refcount_table
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1
-from imgtool.formats.qcow2.writable import WritableQcow2
 from imgtool.storage.base import Storage
 
 if TYPE_CHECKING:
     from imgtool.chain import Opener
+    from imgtool.formats.qcow2.writable import WritableQcow2
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
@@ -102,6 +100,11 @@ def _writable(
     data: Storage,
     backing: BlockDevice | None,
 ) -> WritableQcow2:
+    # Readers do without these modules, and start sooner.
+    from imgtool.formats.qcow2.allocator import Allocator
+    from imgtool.formats.qcow2.refcounts import read_refcount_table
+    from imgtool.formats.qcow2.writable import WritableQcow2
+
     known = header.autoclear & (Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA)
     if known != header.autoclear:
         # What the unknown bits vouch for will not be kept up to date.

@@ -7,7 +7,6 @@ Shell completion is click's own; for bash, put this into ~/.bashrc (zsh and fish
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -32,8 +31,10 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
-#: What a shell reports for a process that SIGPIPE ends.
-_BROKEN_PIPE = 141
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, kept from click, which would print an empty line for it."""
 
 
 class Commands(click.Group):
@@ -48,11 +49,19 @@ class Commands(click.Group):
         module = importlib.import_module(f"imgtool.cli.{cmd_name}")
         return cast(click.Command, module.command)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             close = difflib.get_close_matches(name, COMMANDS, 1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             ctx.fail(f"Command not found: {name}{hint}")
@@ -107,10 +116,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output is gone. Nothing may be written to it at exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return 1
     except ERRORS as error:
         return complain(error)
-    except (KeyboardInterrupt, click.Abort):
+    except (_Interrupted, KeyboardInterrupt, click.Abort):
         say("imgtool", "Interrupted")
         return _INTERRUPTED
     return result if isinstance(result, int) else 0

@@ -109,7 +109,7 @@ def check_extents(
         inside = content[extent.offset : extent.end]
         if extent.reads_zero:
             assert not any(inside), extent
-        if extent.kind is Kind.UNALLOCATED or extent.kind is Kind.COMPRESSED:
+        if extent.kind is Kind.COMPRESSED:
             assert extent.host_offset is None, extent
             assert extent.file is None
         if extent.kind is Kind.DATA:

@@ -1,0 +1,113 @@
+"""``imgtool map``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import click
+
+from imgtool.chain import Opener, OpenPolicy
+from imgtool.cli.common import (
+    Command,
+    force_share_option,
+    format_option,
+    image_opts_option,
+    output_option,
+    trust_options,
+)
+from imgtool.cli.errors import printable
+from imgtool.cli.names import reference
+from imgtool.errors import BadOption, ImageError
+from imgtool.extent import Extent, Kind
+from imgtool.units import MAX_SIZE, parse_size
+
+#: What qemu-img prints where there is nothing to map.
+_NOTHING = (
+    '{{ "start": {}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false, '
+    '"compressed": false}}'
+)
+
+
+def _range(_ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    what = str(option.name).replace("_", " ")
+    try:
+        return parse_size(value)
+    except BadOption:
+        if value.lstrip("-").isdecimal():
+            raise BadOption(
+                f"Invalid {what} specified. Must be between 0 and {MAX_SIZE}."
+            ) from None
+        raise BadOption(f"Invalid {what} specified: '{value}'.") from None
+
+
+@click.command("map", cls=Command)
+@format_option()
+@image_opts_option()
+@click.option(
+    "-s", "--start-offset", metavar="OFFSET", callback=_range, help="Begin at this offset."
+)
+@click.option("-l", "--max-length", metavar="LENGTH", callback=_range, help="Go no further.")
+@force_share_option()
+@output_option()
+@trust_options
+@click.argument("filename", required=False)
+def command(
+    format: str | None,
+    image_opts: bool,
+    start_offset: int | None,
+    max_length: int | None,
+    force_share: bool,
+    output: str,
+    policy: OpenPolicy,
+    filename: str | None,
+) -> int:
+    """Show which parts of the image FILENAME and its backing files hold data, and where.
+
+    For people, only the ranges with data are listed; with --output json, everything is.
+    """
+    from imgtool.ops.map import mapping
+
+    if filename is None:
+        raise click.UsageError("Expecting one image file name")
+    start = start_offset or 0
+    with mapping(
+        reference(filename, format=format, image_opts=image_opts),
+        start_offset=start,
+        max_length=max_length,
+        opener=Opener(policy=policy, share=force_share),
+    ) as extents:
+        if output == "json":
+            _print_json(extents, start)
+        else:
+            _print_table(extents)
+    return 0
+
+
+def _print_json(extents: Iterable[Extent], start: int) -> None:
+    from imgtool.cli.render import to_json
+    from imgtool.ops.map import extent_dict
+
+    sys.stdout.write("[")
+    separator = ""
+    for extent in extents:
+        pairs = (f'"{name}": {to_json(value)}' for name, value in extent_dict(extent).items())
+        sys.stdout.write(f"{separator}{{ {', '.join(pairs)}}}")
+        separator = ",\n"
+    if not separator:
+        sys.stdout.write(_NOTHING.format(start))
+    sys.stdout.write("]\n")
+
+
+def _print_table(extents: Iterable[Extent]) -> None:
+    sys.stdout.write(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+    for extent in extents:
+        if extent.reads_zero:
+            continue
+        if extent.kind is Kind.COMPRESSED or extent.file is None:
+            raise ImageError("File contains external, encrypted or compressed clusters.")
+        columns = (extent.offset, extent.length, extent.host_offset)
+        figures = "".join(f"{hex(value) if value else '0':<16}" for value in columns)
+        sys.stdout.write(f"{figures}{printable(extent.file)}\n")

@@ -7,7 +7,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from imgtool.device import BlockDevice, Limits
 from imgtool.errors import CorruptImage, ImageError
@@ -20,9 +19,10 @@ from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import MappedDevice
 from imgtool.storage.base import Storage
+from imgtool.units import align_down
 
-if TYPE_CHECKING:
-    pass
+#: Guests see whole sectors.
+SECTOR = 512
 
 #: Decoded clusters that one open disk keeps, for readers that take small steps.
 _DECODED_BYTES = 4 << 20
@@ -54,15 +54,17 @@ class Qcow2Device(MappedDevice):
         self.snapshot = snapshot
         self.name = storage.name
         self._backing = backing
-        self._size = header.size
+        size = header.size
         if snapshot is not None and snapshot.disk_size is not None:
-            self._size = snapshot.disk_size
+            size = snapshot.disk_size
+        # QEMU counts in whole sectors, so a guest does not see the rest of a broken one.
+        self._size = align_down(size, SECTOR)
         self._tables = L2Tables(storage, header.geometry, l1)
         self._l2 = L2Reader(
             header.geometry,
             storage,
             data if data is not None else storage,
-            zero_flag=header.version >= 3 and not header.geometry.extended_l2,
+            version=header.version,
             external_data=header.has_data_file,
         )
         self._decoded: OrderedDict[int, bytes] = OrderedDict()
@@ -104,33 +106,30 @@ class Qcow2Device(MappedDevice):
         geometry = self.header.geometry
         coverage = geometry.l2_coverage
         end = offset + length
+        last = (end - 1) // coverage + 1
         while offset < end:
-            l1_index = offset // coverage
-            stop = min(end, (l1_index + 1) * coverage)
-            table = self._l2_table(l1_index)
-            if table is None:
-                yield self._l2.unmapped(offset, stop - offset)
-            else:
-                yield from self._map_clusters(table, l1_index * coverage, offset, stop)
-            offset = stop
+            # Absent tables are skipped together: what is not allocated costs next to nothing.
+            l1_index = self._tables.next_mapped(offset // coverage, last)
+            start = max(offset, l1_index * coverage)
+            if start > offset:
+                yield self._l2.unmapped(offset, min(end, start) - offset)
+            if start < end:
+                stop = min(end, (l1_index + 1) * coverage)
+                yield from self._map_clusters(l1_index, start, stop)
+                start = stop
+            offset = start
 
-    def _l2_table(self, l1_index: int) -> array[int] | None:
-        # A snapshot's L1 table may be shorter than its disk: what it lacks is unallocated.
-        if l1_index >= len(self._tables.l1):
-            return None
-        try:
-            return self._tables.get(l1_index)
-        except CorruptImage as error:
-            raise error.in_file(self.name) from None
-
-    def _map_clusters(
-        self, table: array[int], base: int, offset: int, end: int
-    ) -> Iterator[Extent]:
-        """Map ``[offset, end)`` through the L2 table that maps from ``base`` on."""
+    def _map_clusters(self, l1_index: int, offset: int, end: int) -> Iterator[Extent]:
+        """Map ``[offset, end)``, which the L2 table ``l1_index`` covers."""
         bits = self.header.geometry.cluster_bits
+        base = l1_index * self.header.geometry.l2_coverage
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
+            table = self._tables.get(l1_index)
+            if table is None:
+                yield self._l2.unmapped(offset, end - offset)
+                return
             for extent in self._l2.extents(table, first, count, base + (first << bits)):
                 if extent.offset >= offset and extent.end <= end:
                     yield extent

@@ -102,7 +102,7 @@ class Header:
     header_length: int = schema.HEADER_LENGTH
     backing_file: str | None = None
     extensions: tuple[Extension, ...] = field(default=())
-    #: Bytes between the known header fields and the end of a header longer than we know.
+    #: What a header of more than 104 bytes holds behind the compression type, padding included.
     unknown_fields: bytes = b""
 
     def extension(self, wanted: ExtensionType) -> bytes | None:
@@ -114,8 +114,9 @@ class Header:
 
     @property
     def backing_format(self) -> str | None:
+        """The recorded format of the backing file; an empty name records none."""
         data = self.extension(ExtensionType.BACKING_FORMAT)
-        return None if data is None else _text(data)
+        return None if data is None else _text(data) or None
 
     @property
     def data_file(self) -> str | None:
@@ -220,9 +221,8 @@ class Header:
             if self.header_length > schema.HEADER_V3_LENGTH:
                 fields += build(
                     schema.HEADER_ADDITIONAL,
-                    {"compression_type": self.compression, "padding": bytes(7)},
-                )
-            fields += self.unknown_fields
+                    {"compression_type": self.compression, "unknown": self.unknown_fields},
+                ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
         whole = fields + bytes(body) + name
         if len(whole) > self.geometry.cluster_size:
             raise ImageError(
@@ -296,8 +296,8 @@ def _read_header(storage: Storage) -> Header:
                 header_length - schema.HEADER_V3_LENGTH,
                 "The additional header fields",
             )
-            compression = data[0]
-            unknown_fields = bytes(data[schema.HEADER_ADDITIONAL.sizeof() :])
+            additional = parse(schema.HEADER_ADDITIONAL, data, "The additional header fields")
+            compression, unknown_fields = additional.compression_type, additional.unknown
 
     extensions, backing_file = _read_extensions(
         storage, header_length, fields.backing_file_offset, fields.backing_file_size, cluster_size

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Up to here a loop over entries beats numpy, whose import alone costs as much as 100,000 entries.
 _BULK_ENTRIES = 256
+#: Entries, or subclusters, that numpy is given at a time: a table may have four million.
+_BULK_STEP = 1 << 16
 
 _KINDS = (Kind.UNALLOCATED, Kind.ZERO, Kind.DATA, Kind.COMPRESSED)
 _UNALLOCATED, _ZERO, _DATA, _COMPRESSED = range(4)
@@ -39,24 +41,28 @@ class L2Reader:
     """Turns runs of L2 entries into extents.
 
     ``data`` is where data clusters lie (the image's own file or its external data file) and
-    ``file`` where compressed ones do. ``zero_flag`` is false for version 2, which has none.
+    ``file`` where compressed ones do. Version 2 has no clusters that read as zeros: an entry that
+    says so is invalid there, as it means one thing to some readers and another to others.
     """
 
     geometry: Geometry
     file: Storage
     data: Storage
-    zero_flag: bool
+    version: int
     external_data: bool
 
     def extents(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
         """Describe ``count`` clusters from entry ``first`` on, the first at guest ``offset``."""
-        if self.geometry.extended_l2:
-            if count * SUBCLUSTERS <= _BULK_ENTRIES:
-                return self._extended(table, first, count, offset)
-            return self._extended_bulk(table, first, count, offset)
-        if count <= _BULK_ENTRIES:
-            return self._standard(table, first, count, offset)
-        return self._standard_bulk(table, first, count, offset)
+        units = SUBCLUSTERS if self.geometry.extended_l2 else 1
+        if count * units <= _BULK_ENTRIES:
+            one_by_one = self._extended if self.geometry.extended_l2 else self._standard
+            yield from one_by_one(table, first, count, offset)
+            return
+        bulk = self._extended_bulk if self.geometry.extended_l2 else self._standard_bulk
+        step = _BULK_STEP // units
+        for start in range(0, count, step):
+            here = offset + (start << self.geometry.cluster_bits)
+            yield from bulk(table, first + start, min(step, count - start), here)
 
     def unmapped(self, offset: int, length: int) -> Extent:
         """The extent of a range that has no L2 table."""
@@ -74,8 +80,8 @@ class L2Reader:
                 if host & (cluster_size - 1):
                     raise unaligned(host)
                 if entry & ZERO_FLAG:
-                    if not self.zero_flag:
-                        raise _zero_in_version_2(host)
+                    if self.version < 3:
+                        raise zero_in_version_2()
                     hosted = host if self._has_host(entry) else None
                     yield self._plain(Kind.ZERO, offset, cluster_size, hosted)
                 elif self._has_host(entry):
@@ -143,10 +149,10 @@ class L2Reader:
         hosted = self._hosted(entries, host)
         kinds = np.where(hosted, np.uint8(_DATA), np.uint8(_UNALLOCATED))
         zero = (entries & np.uint64(ZERO_FLAG)) != 0
+        if self.version < 3 and bool(np.any(zero & ~compressed)):
+            raise zero_in_version_2()
         kinds[zero] = _ZERO
         kinds[compressed] = _COMPRESSED
-        if not self.zero_flag and bool(np.any(zero & ~compressed)):
-            raise _zero_in_version_2(int(host[np.flatnonzero(zero & ~compressed)[0]]))
         yield from self._runs(entries, kinds, host, hosted, self.geometry.cluster_size, offset)
 
     def _extended_bulk(
@@ -237,10 +243,11 @@ class L2Reader:
             offset += length
 
 
-def _zero_in_version_2(host: int) -> CorruptImage:
-    return CorruptImage("A zero cluster in an image of version 2", host)
-
-
 def unaligned(host: int) -> CorruptImage:
     """The error for a host offset that is not a multiple of the cluster size."""
     return CorruptImage("A data cluster is not aligned to the cluster size", host)
+
+
+def zero_in_version_2() -> CorruptImage:
+    """The error for a zero cluster in an image whose version has none."""
+    return CorruptImage("A zero cluster in an image of version 2")

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
-from imgtool.errors import ReadOnly
+from imgtool.errors import CorruptImage, ReadOnly
 from imgtool.formats.qcow2.driver import EncryptedDevice, Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1
 from imgtool.storage.base import Storage
+from imgtool.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from imgtool.chain import Opener
@@ -30,6 +31,8 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
     snapshot = None
     if options:
         snapshot = find_snapshot(read_snapshots(storage, header), options)
+        if snapshot is not None and (snapshot.disk_size or 0) > MAX_SIZE:
+            raise CorruptImage(f"The disk size {snapshot.disk_size} of the snapshot is too large")
     if opener.writable:
         _refuse_writing(storage, header, snapshot)
     l1_offset, l1_size = header.l1_table_offset, header.l1_size

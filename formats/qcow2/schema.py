@@ -11,6 +11,7 @@ import enum
 from construct import (
     Bytes,
     Const,
+    GreedyBytes,
     Int8ub,
     Int16ub,
     Int32ub,
@@ -106,7 +107,7 @@ HEADER_V3 = Struct(
 # Header: additional fields, from byte 104 on, present as far as header_length says.
 HEADER_ADDITIONAL = Struct(
     "compression_type" / Int8ub,
-    "padding" / Bytes(7),
+    "unknown" / GreedyBytes,
 )
 
 # Header extensions: each is padded to a multiple of 8 bytes.

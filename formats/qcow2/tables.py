@@ -58,6 +58,19 @@ class L2Tables:
                     self._keep(l1_index, table)
             return table
 
+    def next_mapped(self, l1_index: int, end: int) -> int:
+        """The first L1 index from ``l1_index`` on, below ``end``, that has a table; else ``end``.
+
+        The L1 table of a snapshot may be shorter than its disk: there are no tables behind it.
+        """
+        l1, pinned = self.l1, self._pinned
+        stop = min(end, len(l1))
+        while l1_index < stop:
+            if l1[l1_index] & L1_OFFSET_MASK or l1_index in pinned:
+                return l1_index
+            l1_index += 1
+        return end
+
     def _load(self, l1_index: int) -> array[int] | None:
         offset = self.l1[l1_index] & L1_OFFSET_MASK
         if not offset:

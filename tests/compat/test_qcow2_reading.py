@@ -144,6 +144,9 @@ class Image:
 
     def resize(self, size: int) -> None:
         referee.must("qemu-img", "resize", "-q", "-f", "qcow2", self.path, str(size))
+        # On a backing image QEMU writes zeros up to the end of the cluster the disk ended in.
+        if self.oracle.size % self.geometry.cluster_size:
+            self._use(self.oracle.size, 1)
         self.oracle.resize(size)
 
     def _command(self, kind: str, offset: int, length: int, pattern: int) -> str:

@@ -115,7 +115,10 @@ class ImageBuilder:
     @property
     def clusters(self) -> int:
         """How many clusters the disk has, the last perhaps in part."""
-        return -(-self.size // self.cluster_size)
+        return self._clusters(self.size)
+
+    def _clusters(self, size: int) -> int:
+        return -(-size // self.cluster_size)
 
     # Contents
 
@@ -203,6 +206,10 @@ class ImageBuilder:
         """Write an L2 entry as it is. What a guest sees there is not kept."""
         self._mapping[index] = (value, bitmap)
 
+    def mapping_of(self, index: int) -> tuple[int, int]:
+        """The L2 entry of a guest cluster so far, and its subcluster bitmap."""
+        return self._mapping[index]
+
     def unmap(self, index: int) -> None:
         """Forget a guest cluster; its host cluster is counted all the same if a snapshot has it."""
         self._mapping.pop(index, None)
@@ -269,10 +276,16 @@ class ImageBuilder:
 
     def build(self) -> bytes:
         """Return the image. Refcounts and COPIED bits are right unless entries are not."""
-        snapshots = [self._place_mapping(s.mapping, s.l1_extra, f"{i}:") for i, s in
-                     enumerate(self._snapshots)]  # fmt: skip
+        snapshots = [
+            self._place_mapping(
+                snapshot.mapping, self._clusters(snapshot.size), snapshot.l1_extra, f"{number}:"
+            )
+            for number, snapshot in enumerate(self._snapshots)
+        ]
         shared = self._count_data()
-        l1_offset, l1_size = self._place_mapping(self._mapping, self.l1_extra, "", shared)
+        l1_offset, l1_size = self._place_mapping(
+            self._mapping, self.clusters, self.l1_extra, "", shared
+        )
         snapshots_offset = self._place_snapshots(snapshots)
         table_offset, table_clusters = self._place_refcounts()
         self._write_header(
@@ -284,6 +297,10 @@ class ImageBuilder:
             snapshots_offset=snapshots_offset,
         )
         return bytes(self._file)
+
+    def refcounts(self) -> list[int]:
+        """The refcount of every host cluster, as far as any has one; once it is built."""
+        return [self._references.get(cluster, 0) for cluster in range(max(self._references) + 1)]
 
     def regions(self) -> list[tuple[int, int]]:
         """Where the metadata lies, for damage."""
@@ -313,9 +330,8 @@ class ImageBuilder:
         self._file.extend(bytes(max(0, length - len(self._file))))
 
     def _refer(self, offset: int, length: int) -> None:
-        for cluster in range(
-            offset >> self.cluster_bits, (offset + length - 1 >> self.cluster_bits) + 1
-        ):
+        last = min(offset + length, len(self._file)) - 1
+        for cluster in range(offset >> self.cluster_bits, (last >> self.cluster_bits) + 1):
             self._references[cluster] = self._references.get(cluster, 0) + 1
 
     def _count_data(self) -> dict[int, int]:
@@ -334,6 +350,7 @@ class ImageBuilder:
     def _place_mapping(
         self,
         mapping: Mapping[int, tuple[int, int]],
+        clusters: int,
         l1_extra: int,
         prefix: str,
         references: Mapping[int, int] | None = None,
@@ -349,7 +366,7 @@ class ImageBuilder:
                 struct.pack_into(">QQ", table, index % self.l2_entries * 16, value, bitmap)
             else:
                 struct.pack_into(">Q", table, index % self.l2_entries * 8, value)
-        count = -(-self.clusters // self.l2_entries) + l1_extra
+        count = -(-clusters // self.l2_entries) + l1_extra
         l1 = [0] * count
         for number, table in tables.items():
             offset = self.place(bytes(table), f"{prefix}l2-{number}")

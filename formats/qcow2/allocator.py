@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from imgtool.formats.qcow2.overlap import MetadataMap
+
 
 class Allocator:
     """Hands out host clusters, lowest first, and keeps their refcounts.
@@ -36,12 +38,18 @@ class Allocator:
         self.table_offset = table_offset
         #: Host offset and clusters of a table that was replaced, until its owner has freed it.
         self.retired: tuple[int, int] | None = None
+        #: Indexes of clusters that have become free since their owner last looked.
+        self.freed: list[int] = []
+        #: How many clusters have ever become free.
+        self.frees = 0
         self._storage = storage
         self._geometry = geometry
         self._blocks: dict[int, RefcountBlock] = {}
         self._dirty_blocks: set[int] = set()
         self._dirty_table: set[int] = set()
         self._cursor = 0
+        #: Where metadata lies, by the image's own word; None while there is nothing to run into.
+        self.guard: MetadataMap | None = None
 
     @property
     def dirty_bytes(self) -> int:
@@ -71,6 +79,9 @@ class Allocator:
             if first == 0:
                 raise CorruptImage("The header's cluster is counted as free: check the image")
             self._check_reach(first + count)
+            if self.guard is not None:
+                bits = self._geometry.cluster_bits
+                self.guard.check(first << bits, count << bits)
             block.fill(index, count, 1)
             self._dirty_blocks.add(number)
             return first << self._geometry.cluster_bits, count
@@ -92,6 +103,11 @@ class Allocator:
                 break
             missing = needed
         self._check_reach(end)
+        if self.guard is not None:
+            self.guard.check(
+                first << self._geometry.cluster_bits, (end - first) << self._geometry.cluster_bits
+            )
+        self._note(first << self._geometry.cluster_bits, end - first)
         for position, number in enumerate(missing):
             self._make_block(number, first + position)
         index = first - before
@@ -105,10 +121,16 @@ class Allocator:
             index += count
         return first + len(missing)
 
+    def allocate_table(self) -> int:
+        """Take one cluster for a table; return its host offset."""
+        offset, _ = self.allocate(1)
+        self._note(offset, 1)
+        return offset
+
     def allocate_contiguous(self, wanted: int) -> int:
         """Take ``wanted`` clusters that lie together; return their host offset."""
         if wanted == 1:
-            return self.allocate(1)[0]
+            return self.allocate_table()
         per_block = self._geometry.refcount_block_entries
         first = self._end()
         if len(self.table) * per_block < first + wanted + div_round_up(wanted, per_block) + 2:
@@ -140,7 +162,7 @@ class Allocator:
             block[slot] = value
             self._dirty_blocks.add(number)
             if not value:
-                self._cursor = min(self._cursor, index)
+                self._freed(index)
 
     def change_many(self, indexes: NDArray[np.uint64], by: int) -> None:
         """Add ``by`` to the refcount of each cluster in ``indexes``, as often as it is in there.
@@ -158,6 +180,7 @@ class Allocator:
         clusters, times = np.unique(indexes, return_counts=True)
         numbers = clusters // np.uint64(geometry.refcount_block_entries)
         changed: list[tuple[int, bytes]] = []
+        free: list[int] = []
         starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] + np.uint64(1)))
         for start, end in zip(starts.tolist(), [*starts.tolist()[1:], len(clusters)], strict=True):
             number = int(numbers[start])
@@ -178,11 +201,13 @@ class Allocator:
                 raise ImageError(f"A refcount exceeds {geometry.refcount_bits} bits")
             counts[slots] = new.astype(counts.dtype)
             changed.append((number, pack_block(counts, geometry.refcount_order)))
-            if by < 0 and bool(np.any(new == 0)):
-                self._cursor = min(self._cursor, int(clusters[start:end][new == 0][0]))
+            if by < 0:
+                free.extend(clusters[start:end][new == 0].tolist())
         for number, data in changed:
             self._blocks[number].data[:] = data
             self._dirty_blocks.add(number)
+        for index in free:
+            self._freed(index)
 
     def refcounts(self, indexes: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The refcount of each cluster in ``indexes``."""
@@ -245,6 +270,7 @@ class Allocator:
         data = bytearray(self._geometry.cluster_size)
         block = self._blocks[number] = RefcountBlock(data, self._geometry.refcount_order)
         self.table[number] = index << self._geometry.cluster_bits
+        self._note(self.table[number], 1)
         self._dirty_blocks.add(number)
         self._dirty_table.add(number)
         return block
@@ -265,6 +291,17 @@ class Allocator:
         self.table_offset = start << self._geometry.cluster_bits
         self._dirty_table.update(range(0, len(self.table), entries_per_cluster))
         self._cursor = start + clusters
+
+    def _freed(self, index: int) -> None:
+        self._cursor = min(self._cursor, index)
+        self.frees += 1
+        self.freed.append(index)
+        if self.guard is not None:
+            self.guard.forget(index << self._geometry.cluster_bits, 1)
+
+    def _note(self, offset: int, clusters: int) -> None:
+        if self.guard is not None:
+            self.guard.add(offset, clusters)
 
     def _end(self) -> int:
         """The index of the first cluster behind all that are counted."""

@@ -17,7 +17,7 @@ from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
 from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
-from imgtool.formats.qcow2.snapshots import MAX_TABLE_BYTES, Snapshot, find_snapshot
+from imgtool.formats.qcow2.snapshots import MAX_TABLE_BYTES, Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1, read_table
 from imgtool.schema.fields import big_endian_bytes, build
 from imgtool.units import align_up
@@ -70,12 +70,10 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
     """Make the disk what it was when the snapshot with this id or name was taken."""
     with device.exclusive():
         _refuse_data_file(device)
-        snapshot = find_snapshot(device.snapshots, wanted)
+        snapshot = _find(device, wanted)
         device.flush()
         metadata, header = device.metadata, device.header
-        l1 = read_l1(
-            device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry
-        )
+        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
         size = header.size if snapshot.disk_size is None else snapshot.disk_size
         for clusters in referenced(device.storage, header, l1):
             metadata.allocator.change_many(clusters, +1)
@@ -86,9 +84,8 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
         offset = _write_l1_copy(device, active)
         old, old_offset = device.l1, header.l1_table_offset
         device.switch_l1(active, offset, size)
-        for clusters in referenced(device.storage, header, old):
-            metadata.allocator.change_many(clusters, -1)
-            metadata.flush_if_crowded()
+        with device.gate.drained():
+            _let_go(device, old)
         metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
         _mark_copied(device)
         metadata.flush()
@@ -98,22 +95,31 @@ def delete_snapshot(device: WritableQcow2, wanted: str) -> None:
     """Remove the snapshot with this id or name; what only it held becomes free."""
     with device.exclusive():
         _refuse_data_file(device)
-        snapshot = find_snapshot(device.snapshots, wanted)
+        snapshot = _find(device, wanted)
         device.flush()
         metadata, header = device.metadata, device.header
-        l1 = read_l1(
-            device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry
-        )
+        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
         _switch_table(device, [other for other in device.snapshots if other is not snapshot])
-        for clusters in referenced(device.storage, header, l1):
-            metadata.allocator.change_many(clusters, -1)
-            metadata.flush_if_crowded()
+        _let_go(device, l1)
         if l1:
-            metadata.free_later(
-                snapshot.l1_table_offset, header.geometry.clusters(len(l1) * 8)
-            )
+            metadata.free_later(snapshot.l1_table_offset, header.geometry.clusters(len(l1) * 8))
         _mark_copied(device)
         metadata.flush()
+
+
+def _find(device: WritableQcow2, wanted: str) -> Snapshot:
+    found = find_snapshot(device.snapshots, {"snapshot": wanted})
+    assert found is not None
+    return found
+
+
+def _let_go(device: WritableQcow2, l1: array[int]) -> None:
+    """Count what ``l1`` references once less; what is free then goes back to the host."""
+    metadata = device.metadata
+    for clusters in referenced(device.storage, device.header, l1):
+        metadata.allocator.change_many(clusters, -1)
+        metadata.discard_freed()
+        metadata.flush_if_crowded()
 
 
 def _refuse_data_file(device: WritableQcow2) -> None:
@@ -180,26 +186,28 @@ def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:
     if len(data) > MAX_TABLE_BYTES:
         raise ImageError("The snapshot table would be larger than the format allows")
     old_offset = header.snapshots_offset
-    old_size = sum(len(_entry(snapshot, header.size)) for snapshot in device.snapshots)
+    old_size = sum(snapshot.size_on_disk for snapshot in device.snapshots)
     offset = 0
     if data:
         clusters = geometry.clusters(len(data))
         offset = metadata.allocator.allocate_contiguous(clusters)
         device.storage.write_at(offset, data.ljust(clusters << geometry.cluster_bits, b"\0"))
     metadata.flush()
-    device.switch_header(
-        replace(header, snapshot_count=len(snapshots), snapshots_offset=offset)
-    )
+    metadata.switch_header(replace(header, snapshot_count=len(snapshots), snapshots_offset=offset))
     if old_offset and device.snapshots:
         metadata.free_later(old_offset, geometry.clusters(old_size))
-    device.snapshots = snapshots
+    device.snapshots = read_snapshots(device.storage, device.header)
     metadata.flush()
 
 
 def _entry(snapshot: Snapshot, disk_size: int) -> bytes:
     """A snapshot table entry, padded; extra data that we do not know is kept."""
     size = disk_size if snapshot.disk_size is None else snapshot.disk_size
-    known = (snapshot.vm_state_size, size, (1 << 64) - 1 if snapshot.icount is None else snapshot.icount)
+    known = (
+        snapshot.vm_state_size,
+        size,
+        (1 << 64) - 1 if snapshot.icount is None else snapshot.icount,
+    )
     extra = b"".join(
         field.build(value) for (_, field), value in zip(schema.SNAPSHOT_EXTRA, known, strict=True)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from imgtool.errors import BadOption, CorruptImage
 from imgtool.formats.qcow2 import schema
-from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.header import Header, os_bytes
 from imgtool.schema.fields import parse
 from imgtool.storage.base import Storage
 from imgtool.units import align_up
@@ -38,6 +38,12 @@ class Snapshot:
     disk_size: int | None
     icount: int | None
     extra_data: bytes
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes that the entry takes in the snapshot table it was read from, padding included."""
+        names = len(os_bytes(self.id)) + len(os_bytes(self.name))
+        return align_up(_HEAD + len(self.extra_data) + names, 8)
 
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:

@@ -25,7 +25,8 @@ Source = Union[str, "os.PathLike[str]", Storage, IO[bytes]]
 #: How many images one may lie on top of another.
 MAX_CHAIN_DEPTH = 64
 
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+#: As QEMU tells protocols from paths: a colon in front of the first slash.
+_PROTOCOL = re.compile(r"[^:/]*:")
 
 
 class Trust(enum.Enum):
@@ -100,7 +101,7 @@ def plain_path(image: Storage, name: str, role: str) -> str:
         raise NotPermitted(f"It names a {role} without a valid name", filename=image.name)
     if name.startswith("file:") and not name.startswith("file://"):
         name = name[len("file:") :]
-    elif _PROTOCOL.match(name) and not (os.name == "nt" and name[1:2] == ":"):
+    elif has_protocol(name):
         raise NotPermitted(
             f"It names the {role} '{name}', which is not a plain path", filename=image.name
         )
@@ -116,6 +117,11 @@ def plain_path(image: Storage, name: str, role: str) -> str:
         # As it was typed, "./" and all, which is what messages and `map` show.
         return image.name[: len(image.name) - len(own)] + name
     return os.path.join(image.directory, name)
+
+
+def has_protocol(name: str) -> bool:
+    """Whether QEMU would take a stored name for ``protocol:something`` instead of a path."""
+    return bool(_PROTOCOL.match(name)) and not (os.name == "nt" and name[1:2] == ":")
 
 
 def _inside(path: str, directory: str) -> bool:

@@ -38,6 +38,13 @@ class Bitmap:
 
 def read_bitmaps(storage: Storage, header: Header) -> list[Bitmap]:
     """Read the bitmap directory, in its order. Raises :class:`CorruptImage` over the limits."""
+    try:
+        return _read_directory(storage, header)
+    except CorruptImage as error:
+        raise error.in_file(storage.name) from error.__cause__
+
+
+def _read_directory(storage: Storage, header: Header) -> list[Bitmap]:
     extension = header.bitmaps
     if extension is None:
         return []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool import registry
-from imgtool.chain import Opener, Reference
+from imgtool.chain import Opener, Reference, has_protocol
 from imgtool.description import Description, SnapshotInfo
 from imgtool.errors import ImageError
 from imgtool.storage.base import Storage
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 #: qemu counts the length of host files in whole sectors.
 SECTOR = 512
-
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def _shown_name(device: BlockDevice, reference: Reference | None) -> str:
 
 def _full_name(image: str, storage: Storage, name: str) -> str | None:
     """The path that a stored name stands for, put together as qemu-img does."""
-    if os.path.isabs(name) or _PROTOCOL.match(name):
+    if os.path.isabs(name) or has_protocol(name):
         return name
     if storage.directory is None:
         return None

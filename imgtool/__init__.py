@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.api import check, convert, create, info, map, open
+    from imgtool.api import check, convert, create, info, map, measure, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         WrongFormat,
     )
     from imgtool.extent import Extent, Kind
-    from imgtool.format import CheckResult
+    from imgtool.format import Measurement
+    from imgtool.ops.check import CheckReport
     from imgtool.ops.info import ImageInfo
     from imgtool.storage.base import Storage
 
@@ -38,13 +39,14 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
-    "CheckResult",
+    "CheckReport",
     "CorruptImage",
     "Extent",
     "ImageError",
     "ImageInfo",
     "InUse",
     "Kind",
+    "Measurement",
     "NotPermitted",
     "OpenPolicy",
     "OutOfRange",
@@ -59,11 +61,12 @@ __all__ = [
     "create",
     "info",
     "map",
+    "measure",
     "open",
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "convert", "create", "info", "map", "open"),
+    "imgtool.api": ("check", "convert", "create", "info", "map", "measure", "open"),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
@@ -78,7 +81,8 @@ _HOMES = {
         "WrongFormat",
     ),
     "imgtool.extent": ("Extent", "Kind"),
-    "imgtool.format": ("CheckResult",),
+    "imgtool.format": ("Measurement",),
+    "imgtool.ops.check": ("CheckReport",),
     "imgtool.ops.info": ("ImageInfo",),
     "imgtool.storage.base": ("Storage",),
 }

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
+from imgtool.units import parse_size
 
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
+    from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
@@ -191,7 +193,7 @@ def check(
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
-    result's ``messages``.
+    report's ``messages``. Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
     """
     from imgtool.ops.check import check
 
@@ -220,6 +222,33 @@ def map(
         _reference(source, format, options),
         start_offset=start_offset,
         max_length=max_length,
+        opener=_opener(policy, share=share),
+    )
+
+
+def measure(
+    source: Image | None = None,
+    *,
+    size: int | str | None = None,
+    format: str = "raw",
+    source_format: str | None = None,
+    snapshot: str | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    **options: object,
+) -> Measurement:
+    """Predict how large the file of a new image of ``format`` with these ``options`` will be.
+
+    It is to hold what ``source`` holds, or to be empty and of ``size`` bytes (or ``"10G"``).
+    """
+    from imgtool.ops.measure import measure
+
+    extra: dict[str, object] = {} if snapshot is None else {"snapshot": snapshot}
+    return measure(
+        None if source is None else _reference(source, source_format, extra),
+        size=None if size is None else parse_size(size),
+        format=format,
+        options=options,
         opener=_opener(policy, share=share),
     )
 

@@ -133,6 +133,21 @@ def test_map(tmp_path: Path) -> None:
     assert [(extent.offset, extent.length) for extent in part] == [(65536, 512)]
 
 
+def test_check_and_measure(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    report = imgtool.check(tmp_path / "a.qcow2")
+    assert report.clean
+    assert report.to_dict()["filename"] == str(tmp_path / "a.qcow2")
+    with pytest.raises(imgtool.ImageError, match="does not support checks"):
+        imgtool.check(MemoryStorage(bytes(512)), format="raw")
+    assert imgtool.measure(tmp_path / "a.qcow2").required == 1 << 20
+    empty = imgtool.measure(size="1M", format="qcow2")
+    assert empty[:2] == imgtool.measure(tmp_path / "a.qcow2", format="qcow2")[:2]
+    assert empty.required < empty.fully_allocated
+    with pytest.raises(imgtool.BadOption):
+        imgtool.measure()
+
+
 def test_trust(tmp_path: Path) -> None:
     imgtool.create(tmp_path / "base.qcow2", "1M")
     imgtool.create(tmp_path / "top.qcow2", backing_file="base.qcow2", backing_format="qcow2")

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.api import check, convert, create, info, map, measure, open
+    from imgtool.api import check, compare, convert, create, info, map, measure, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from imgtool.extent import Extent, Kind
     from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.storage.base import Storage
 
@@ -40,6 +41,7 @@ __all__ = [
     "BadOption",
     "BlockDevice",
     "CheckReport",
+    "Comparison",
     "CorruptImage",
     "Extent",
     "ImageError",
@@ -57,6 +59,7 @@ __all__ = [
     "UnsupportedFeature",
     "WrongFormat",
     "check",
+    "compare",
     "convert",
     "create",
     "info",
@@ -66,7 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "convert", "create", "info", "map", "measure", "open"),
+    "imgtool.api": ("check", "compare", "convert", "create", "info", "map", "measure", "open"),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
@@ -83,6 +86,7 @@ _HOMES = {
     "imgtool.extent": ("Extent", "Kind"),
     "imgtool.format": ("Measurement",),
     "imgtool.ops.check": ("CheckReport",),
+    "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
     "imgtool.storage.base": ("Storage",),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imgtool.extent import Extent
     from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
     from imgtool.storage.base import Storage
@@ -199,6 +200,32 @@ def check(
 
     opener = _opener(None, share=share)
     return check(_reference(source, format, options), opener=opener, report=report)
+
+
+def compare(
+    first: Image,
+    second: Image,
+    *,
+    first_format: str | None = None,
+    second_format: str | None = None,
+    strict: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare the contents of two disks, whatever formats and chains they lie in.
+
+    What the larger has more must be zeros; with ``strict`` sizes and allocation must agree as well.
+    """
+    from imgtool.ops.compare import compare
+
+    return compare(
+        _reference(first, first_format, {}),
+        _reference(second, second_format, {}),
+        strict=strict,
+        opener=_opener(policy, share=share),
+        progress=progress,
+    )
 
 
 def map(

@@ -148,6 +148,17 @@ def test_check_and_measure(tmp_path: Path) -> None:
         imgtool.measure()
 
 
+def test_compare(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    imgtool.create(tmp_path / "b.raw", "2M")
+    assert imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw").identical
+    assert not imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw", strict=True).identical
+    with imgtool.open(tmp_path / "b.raw", format="raw", writable=True) as disk:
+        disk.write_at(1000, b"x")
+    found = imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw", second_format="raw")
+    assert (found.identical, found.offset) == (False, 512)
+
+
 def test_trust(tmp_path: Path) -> None:
     imgtool.create(tmp_path / "base.qcow2", "1M")
     imgtool.create(tmp_path / "top.qcow2", backing_file="base.qcow2", backing_format="qcow2")

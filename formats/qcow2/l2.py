@@ -82,8 +82,8 @@ class L2Reader:
                 if entry & ZERO_FLAG:
                     if self.version < 3:
                         raise zero_in_version_2()
-                    hosted = host if self._has_host(entry) else None
-                    yield self._plain(Kind.ZERO, offset, cluster_size, hosted)
+                    # At offset 0 nothing is kept for it, not even in an external data file.
+                    yield self._plain(Kind.ZERO, offset, cluster_size, host or None)
                 elif self._has_host(entry):
                     yield Extent(offset, cluster_size, Kind.DATA, self.data, host)
                 else:
@@ -152,6 +152,7 @@ class L2Reader:
         if self.version < 3 and bool(np.any(zero & ~compressed)):
             raise zero_in_version_2()
         kinds[zero] = _ZERO
+        hosted &= ~zero | (host != 0)
         kinds[compressed] = _COMPRESSED
         yield from self._runs(entries, kinds, host, hosted, self.geometry.cluster_size, offset)
 

@@ -15,6 +15,9 @@ from imgtool.units import align_up
 
 MAX_TABLE_BYTES = 64 << 20
 MAX_EXTRA_DATA = 1024
+#: Ids and names in all, 256 bytes for each snapshot. QEMU has no such limit and writes no names as
+#: long as that; as text they can take four times their bytes.
+MAX_NAME_BYTES = 65536 * 256
 
 _HEAD = schema.SNAPSHOT_HEAD.sizeof()
 
@@ -25,11 +28,10 @@ class Snapshot:
 
     ``disk_size`` is the virtual size (bytes) when it was taken, None where the entry is too old
     to say; ``vm_clock_nsec`` counts guest nanoseconds, ``icount`` is None where not recorded.
-    ``id`` and ``name`` are decoded each time: as text, names can take four times their bytes.
     """
 
-    raw_id: bytes
-    raw_name: bytes
+    id: str
+    name: str
     l1_table_offset: int
     l1_size: int
     date_sec: int
@@ -39,14 +41,6 @@ class Snapshot:
     disk_size: int | None
     icount: int | None
     extra_data: bytes
-
-    @property
-    def id(self) -> str:
-        return self.raw_id.decode("utf-8", "surrogateescape")
-
-    @property
-    def name(self) -> str:
-        return self.raw_name.decode("utf-8", "surrogateescape")
 
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
@@ -59,12 +53,16 @@ def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
 
 def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
     start = offset = header.snapshots_offset
+    names = 0
     for number in range(header.snapshot_count):
         what = f"Entry {number} of the snapshot table"
         data = storage.read_exact(offset, _HEAD, what)
         head = parse(schema.SNAPSHOT_HEAD, data, what, offset)
         if head.extra_data_size > MAX_EXTRA_DATA:
             raise CorruptImage(f"{what} has too much extra data", offset)
+        names += head.id_str_size + head.name_size
+        if names > MAX_NAME_BYTES:
+            raise CorruptImage("The snapshot table has too long names", start)
         length = head.extra_data_size + head.id_str_size + head.name_size
         tail = bytes(storage.read_exact(offset + _HEAD, length, what))
         extra = tail[: head.extra_data_size]
@@ -76,8 +74,8 @@ def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
         }
         icount = values.get("icount")
         yield Snapshot(
-            raw_id=tail[head.extra_data_size : named],
-            raw_name=tail[named:],
+            id=tail[head.extra_data_size : named].decode("utf-8", "surrogateescape"),
+            name=tail[named:].decode("utf-8", "surrogateescape"),
             l1_table_offset=head.l1_table_offset,
             l1_size=head.l1_size,
             date_sec=head.date_sec,

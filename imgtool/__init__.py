@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.api import convert, create, info, open
+    from imgtool.api import check, convert, create, info, map, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         WrongFormat,
     )
     from imgtool.extent import Extent, Kind
+    from imgtool.format import CheckResult
     from imgtool.ops.info import ImageInfo
     from imgtool.storage.base import Storage
 
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
+    "CheckResult",
     "CorruptImage",
     "Extent",
     "ImageError",
@@ -52,14 +54,16 @@ __all__ = [
     "Trust",
     "UnsupportedFeature",
     "WrongFormat",
+    "check",
     "convert",
     "create",
     "info",
+    "map",
     "open",
 ]
 
 _HOMES = {
-    "imgtool.api": ("convert", "create", "info", "open"),
+    "imgtool.api": ("check", "convert", "create", "info", "map", "open"),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
@@ -74,6 +78,7 @@ _HOMES = {
         "WrongFormat",
     ),
     "imgtool.extent": ("Extent", "Kind"),
+    "imgtool.format": ("CheckResult",),
     "imgtool.ops.info": ("ImageInfo",),
     "imgtool.storage.base": ("Storage",),
 }

@@ -12,7 +12,7 @@ All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
@@ -20,6 +20,8 @@ from imgtool.chain import Opener, OpenPolicy, Reference, Source
 
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
+    from imgtool.extent import Extent
+    from imgtool.ops.check import CheckReport
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
     from imgtool.storage.base import Storage
@@ -175,6 +177,50 @@ def convert(
         target_cache=target_cache,
         progress=progress,
         warn=warn,
+    )
+
+
+def check(
+    source: Image,
+    *,
+    format: str | None = None,
+    share: bool = False,
+    report: Callable[[str], None] | None = None,
+    **options: object,
+) -> CheckReport:
+    """Check an image's metadata, and return what was found. No file but its own is opened.
+
+    ``report`` is told each finding as it is made; without it the first thousand are kept in the
+    result's ``messages``.
+    """
+    from imgtool.ops.check import check
+
+    opener = _opener(None, share=share)
+    return check(_reference(source, format, options), opener=opener, report=report)
+
+
+def map(
+    source: Image,
+    *,
+    format: str | None = None,
+    start_offset: int = 0,
+    max_length: int | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    **options: object,
+) -> Iterator[Extent]:
+    """Give the extents of an image and what it lies on: contiguous, in order, nothing missing.
+
+    They cover ``max_length`` bytes from ``start_offset`` on. The image is open until the iterator
+    is used up or closed.
+    """
+    from imgtool.ops.map import map_image
+
+    return map_image(
+        _reference(source, format, options),
+        start_offset=start_offset,
+        max_length=max_length,
+        opener=_opener(policy, share=share),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,13 @@ class Limits(NamedTuple):
     alignment: int = 1
     preferred: int = 64 << 10
     largest: int = 32 << 20
+
+
+class StoredBitmap(NamedTuple):
+    """A bitmap of changes that an image keeps. One bit stands for ``granularity`` bytes."""
+
+    name: str
+    granularity: int
 
 
 class BlockDevice(abc.ABC):
@@ -61,6 +68,11 @@ class BlockDevice(abc.ABC):
     @property
     def backing(self) -> BlockDevice | None:
         """The device that unallocated ranges are read from, if there is one."""
+        return None
+
+    @property
+    def stored_bitmaps(self) -> Sequence[StoredBitmap] | None:
+        """The bitmaps that the image keeps, or None if it cannot keep any."""
         return None
 
     # Reading
@@ -155,13 +167,16 @@ class BlockDevice(abc.ABC):
         """Store what :meth:`encode` made of the ``encoded_size`` bytes at ``offset``."""
         raise self._cannot("hold compressed data")
 
-    def resize(self, size: int) -> None:
-        """Set the virtual size; what comes into being reads as zeros."""
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        """Set the virtual size; what comes into being reads as zeros.
+
+        ``preallocation`` says what is done for it: ``off``, ``metadata``, ``falloc`` or ``full``.
+        """
         if self.read_only:
             raise ReadOnly("The disk is open read-only", filename=self.name)
         if size < 0:
             raise BadOption(f"A disk cannot have {size} bytes", filename=self.name)
-        self._resize(size)
+        self._resize(size, preallocation)
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -198,7 +213,7 @@ class BlockDevice(abc.ABC):
     def _flush(self) -> None:
         raise self._cannot("be flushed")
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, preallocation: str) -> None:
         raise self._cannot("be resized")
 
     def _cannot(self, what: str) -> ImageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from imgtool.chain import Opener
     from imgtool.description import Description
-    from imgtool.device import BlockDevice
+    from imgtool.device import BlockDevice, StoredBitmap
     from imgtool.extent import Extent
     from imgtool.storage.base import Storage
 
@@ -74,15 +74,28 @@ class Measurement(NamedTuple):
     fully_allocated: int
     bitmaps: int | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``qemu-img measure --output=json`` prints, keys in its order."""
+        values: dict[str, Any] = {} if self.bitmaps is None else {"bitmaps": self.bitmaps}
+        values["required"] = self.required
+        values["fully-allocated"] = self.fully_allocated
+        return values
+
 
 class Measure(Protocol):
     """Predicts the file size of a new image of ``size`` bytes with these ``options``.
 
-    ``extents`` cover the source, ``None`` where there is none (nothing is allocated then).
+    ``extents`` cover the source, ``None`` where there is none (nothing is allocated then);
+    ``bitmaps`` are those that it keeps. Raises :class:`~imgtool.errors.BadOption` for an image
+    that cannot be.
     """
 
     def __call__(
-        self, size: int, options: Mapping[str, Any], extents: Iterable[Extent] | None
+        self,
+        size: int,
+        options: Mapping[str, Any],
+        extents: Iterable[Extent] | None,
+        bitmaps: Sequence[StoredBitmap] | None = None,
     ) -> Measurement: ...
 
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
-from imgtool.device import BlockDevice, Limits
+from imgtool.device import BlockDevice, Limits, StoredBitmap
 from imgtool.errors import CorruptImage, ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
@@ -97,6 +97,12 @@ class Qcow2Device(MappedDevice):
     def bitmaps(self) -> list[Bitmap]:
         """The persistent bitmaps, in the order of their directory."""
         return read_bitmaps(self.storage, self.header)
+
+    @property
+    def stored_bitmaps(self) -> list[StoredBitmap] | None:
+        if self.header.version < 3:
+            return None
+        return [StoredBitmap(bitmap.name, bitmap.granularity) for bitmap in self.bitmaps]
 
     @property
     def _cluster_size(self) -> int:

@@ -30,8 +30,8 @@ class Snapshot:
     to say; ``vm_clock_nsec`` counts guest nanoseconds, ``icount`` is None where not recorded.
     """
 
-    id: str
-    name: str
+    raw_id: bytes
+    raw_name: bytes
     l1_table_offset: int
     l1_size: int
     date_sec: int
@@ -41,6 +41,20 @@ class Snapshot:
     disk_size: int | None
     icount: int | None
     extra_data: bytes
+
+    @property
+    def id(self) -> str:
+        return self.raw_id.decode("utf-8", "surrogateescape")
+
+    @property
+    def name(self) -> str:
+        return self.raw_name.decode("utf-8", "surrogateescape")
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes that the entry takes in the snapshot table it was read from, padding included."""
+        names = len(self.raw_id) + len(self.raw_name)
+        return align_up(_HEAD + len(self.extra_data) + names, 8)
 
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
@@ -74,8 +88,8 @@ def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
         }
         icount = values.get("icount")
         yield Snapshot(
-            id=tail[head.extra_data_size : named].decode("utf-8", "surrogateescape"),
-            name=tail[named:].decode("utf-8", "surrogateescape"),
+            raw_id=tail[head.extra_data_size : named],
+            raw_name=tail[named:],
             l1_table_offset=head.l1_table_offset,
             l1_size=head.l1_size,
             date_sec=head.date_sec,

@@ -23,7 +23,7 @@ from imgtool.cli.names import reference
 from imgtool.cli.render import to_json
 
 if TYPE_CHECKING:
-    from imgtool.format import CheckResult
+    from imgtool.ops.check import CheckReport
 
 _CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
 
@@ -64,25 +64,24 @@ def command(
     except NoChecks as error:
         say("imgtool", error.reason)
         return _NO_CHECKS
-    result = found.result
-    if result.untold:
-        say("imgtool", f"{result.untold} further findings are not listed")
+    if found.untold:
+        say("imgtool", f"{found.untold} further findings are not listed")
     if not quiet:
         if output == "json":
             click.echo(to_json(replace(found, filename=filename).to_dict()))
         else:
-            for line in _lines(result):
+            for line in _lines(found):
                 click.echo(line)
-    if result.check_errors:
+    if found.check_errors:
         say("imgtool", "Check failed")
         return _CANNOT_CHECK
-    if result.corruptions:
+    if found.corruptions:
         return _CORRUPT
-    return _LEAKING if result.leaks else 0
+    return _LEAKING if found.leaks else 0
 
 
-def _lines(result: CheckResult) -> Iterator[str]:
-    if not (result.corruptions or result.leaks or result.check_errors):
+def _lines(result: CheckReport) -> Iterator[str]:
+    if result.clean:
         yield "No errors were found on the image."
     if result.corruptions:
         yield f"\n{result.corruptions} errors were found on the image."

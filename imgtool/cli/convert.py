@@ -19,10 +19,9 @@ from imgtool.cli.common import (
     trust_options,
 )
 from imgtool.cli.errors import say, while_creating
-from imgtool.cli.names import reference
+from imgtool.cli.names import reference, snapshot_options
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.errors import BadOption
-from imgtool.options import split_pairs
 from imgtool.units import parse_size
 
 _MAX_SPARSE_SIZE = 16 << 20
@@ -172,7 +171,7 @@ def command(
         reference(name, format=source_format, image_opts=image_opts) for name in filenames[:-1]
     ]
     if snapshot is not None:
-        wanted = _snapshot_options(snapshot)
+        wanted = snapshot_options(snapshot)
         sources = [replace(source, options={**source.options, **wanted}) for source in sources]
     target = _target(filenames[-1], target_format, target_image_opts)
 
@@ -251,14 +250,3 @@ def _target(name: str, format: str | None, image_opts: bool) -> Reference:
             raise BadOption("The target's options name no driver, and it is not guessed")
         target = replace(target, format="raw")
     return target
-
-
-def _snapshot_options(text: str) -> dict[str, object]:
-    """The options that open the snapshot which ``-l``'s parameter stands for."""
-    if not text.startswith("snapshot."):
-        return {"snapshot": text}
-    pairs = dict(split_pairs(text))
-    for name in pairs:
-        if name not in ("snapshot.id", "snapshot.name"):
-            raise BadOption(f"Invalid parameter '{name}'")
-    return dict(pairs)

@@ -10,6 +10,7 @@ import click
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    byte_count,
     force_share_option,
     format_option,
     image_opts_option,
@@ -18,9 +19,8 @@ from imgtool.cli.common import (
 )
 from imgtool.cli.errors import printable
 from imgtool.cli.names import reference
-from imgtool.errors import BadOption, ImageError
+from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
-from imgtool.units import MAX_SIZE, parse_size
 
 #: What qemu-img prints where there is nothing to map.
 _NOTHING = (
@@ -29,27 +29,13 @@ _NOTHING = (
 )
 
 
-def _range(_ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    what = str(option.name).replace("_", " ")
-    try:
-        return parse_size(value)
-    except BadOption:
-        if value.lstrip("-").isdecimal():
-            raise BadOption(
-                f"Invalid {what} specified. Must be between 0 and {MAX_SIZE}."
-            ) from None
-        raise BadOption(f"Invalid {what} specified: '{value}'.") from None
-
-
 @click.command("map", cls=Command)
 @format_option()
 @image_opts_option()
 @click.option(
-    "-s", "--start-offset", metavar="OFFSET", callback=_range, help="Begin at this offset."
+    "-s", "--start-offset", metavar="OFFSET", callback=byte_count, help="Begin at this offset."
 )
-@click.option("-l", "--max-length", metavar="LENGTH", callback=_range, help="Go no further.")
+@click.option("-l", "--max-length", metavar="LENGTH", callback=byte_count, help="Go no further.")
 @force_share_option()
 @output_option()
 @trust_options

@@ -65,6 +65,17 @@ def reference(
         raise error.while_opening(name) from error.__cause__
 
 
+def snapshot_options(text: str) -> dict[str, object]:
+    """The options that open the snapshot which ``-l``'s parameter stands for."""
+    if not text.startswith("snapshot."):
+        return {"snapshot": text}
+    pairs = dict(split_pairs(text))
+    for name in pairs:
+        if name not in ("snapshot.id", "snapshot.name"):
+            raise BadOption(f"Invalid parameter '{name}'")
+    return dict(pairs)
+
+
 def _parse_json(text: str) -> Mapping[str, Any]:
     import json
 

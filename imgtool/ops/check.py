@@ -17,39 +17,36 @@ class NoChecks(ImageError):
     """The image's format has nothing that could be checked."""
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What a check of the image ``filename`` found; see :class:`~imgtool.format.CheckResult`."""
+@dataclass
+class CheckReport(CheckResult):
+    """What a check of the image ``filename`` found."""
 
-    filename: str
-    format: str
-    result: CheckResult
+    filename: str = ""
+    format: str = ""
 
     @property
     def clean(self) -> bool:
         """Whether everything could be checked, and nothing was found."""
-        result = self.result
-        return not (result.corruptions or result.leaks or result.check_errors)
+        return not (self.corruptions or self.leaks or self.check_errors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``qemu-img check --output=json`` prints, keys in its order."""
-        result = self.result
-        optional = {
-            "image-end-offset": result.image_end_offset,
-            "compressed-clusters": result.compressed_clusters,
-            "total-clusters": result.total_clusters,
-            "corruptions": result.corruptions,
+        first = {
+            "image-end-offset": self.image_end_offset,
+            "compressed-clusters": self.compressed_clusters,
+            "total-clusters": self.total_clusters,
+            "corruptions": self.corruptions,
         }
-        values: dict[str, Any] = {name: value for name, value in optional.items() if value}
-        values["check-errors"] = result.check_errors
-        if result.leaks:
-            values["leaks"] = result.leaks
-        if result.allocated_clusters:
-            values["allocated-clusters"] = result.allocated_clusters
+        values: dict[str, Any] = {name: value for name, value in first.items() if value}
+        values["check-errors"] = self.check_errors
+        if self.leaks:
+            values["leaks"] = self.leaks
+        if self.allocated_clusters:
+            values["allocated-clusters"] = self.allocated_clusters
         values["filename"] = self.filename
         values["format"] = self.format
-        if result.fragmented_clusters:
-            values["fragmented-clusters"] = result.fragmented_clusters
+        if self.fragmented_clusters:
+            values["fragmented-clusters"] = self.fragmented_clusters
         return values
 
 
@@ -75,4 +72,4 @@ def check(
             raise error.in_file(device.name) from error.__cause__
         source = reference.source
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else device.name
-        return CheckReport(os.fsdecode(name), device.format, result)
+        return CheckReport(**vars(result), filename=os.fsdecode(name), format=device.format)

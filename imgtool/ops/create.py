@@ -189,9 +189,9 @@ def begin(
     that this call made are removed again. ``backing`` is the open backing image, for formats that
     have to look at it.
     """
-    plan.format.judge_options(plan.size, plan.options)
     with contextlib.ExitStack() as undo:
         try:
+            plan.format.judge_options(plan.size, plan.options)
             storage = _make(plan, plan.target, undo, cache, lock)
             data = None
             if plan.options.get("data_file") is not None:

@@ -11,6 +11,7 @@ from imgtool import registry
 from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
+from imgtool.names import file_path
 from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
@@ -78,7 +79,7 @@ def convert(
             )
             _refuse_own_source(source, plan)
             if plan.options.get("backing_file"):
-                name = beside(plan.target, plan.options["backing_file"])
+                name = beside(plan.target, file_path(plan.options["backing_file"]))
                 base = stack.enter_context(
                     opening.reference(Reference(name, plan.options["backing_fmt"]))
                 )

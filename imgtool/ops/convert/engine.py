@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
-from imgtool.extent import Extent
+from imgtool.extent import Extent, Kind
 from imgtool.ops.convert import blocks
 from imgtool.ops.convert.plan import WINDOW, Window, all_of, differing, windows
 from imgtool.ops.convert.source import ReadFailed, SourceReader, Warn, describe
-from imgtool.units import align_up
+from imgtool.units import align_down, align_up
 from imgtool.workers import Workers
 
 #: Windows being read, and windows being written, at a time: 32 MiB of buffers in all.
@@ -61,7 +61,7 @@ class _Judged:
     """A window that has been read: which blocks are to be written, which made zero.
 
     ``encoded`` holds the compressed clusters by their offset in the window, None for those that
-    compression does not shrink.
+    compression does not shrink. With ``offload`` nothing has been read: the host is to copy it.
     """
 
     window: Window
@@ -69,6 +69,7 @@ class _Judged:
     data: blocks.Blocks
     zero: blocks.Blocks | None
     encoded: dict[int, bytes | None]
+    offload: bool = False
 
 
 class CopyEngine:
@@ -80,7 +81,7 @@ class CopyEngine:
         self._reader = SourceReader(job.source, job.salvage, job.warn)
         target = job.target
         # Blocks are what is judged; units what the target allocates.
-        self._block = BLOCK if not 0 < job.sparse_size < BLOCK else 512
+        self._block = 512 if job.sparse_size % BLOCK else BLOCK
         if job.compress:
             self._unit = target.encoded_size
             self._block = min(self._block, self._unit)
@@ -120,8 +121,10 @@ class CopyEngine:
 
     def _read(self, window: Window, buffer: bytearray) -> _Judged:
         job = self._job
-        if job.offload:
-            return _Judged(window, buffer, self._covered(window), None, {})
+        if job.offload and job.base is None and self._ends_whole(window):
+            return _Judged(window, buffer, self._covered(window), None, {}, offload=True)
+        if job.base is not None:
+            window = self._widened(window)
         self._reader.fill(window, buffer)
         length = align_up(window.length, self._unit)
         if job.base is not None:
@@ -151,24 +154,28 @@ class CopyEngine:
         inside = max(0, min(window.length, base.size - window.offset))
         if inside:
             base.read_into(window.offset, view[:inside])
-        # What was left out of the plan is the same in both, so it must not be compared as zeros.
+        # What was left out of the plan is the same in both: it was not read on this side.
         planned = self._covered(window)
-        differ = blocks.differing_blocks(buffer, below, length, self._block)
         factor = self._unit // self._block
+        differ = blocks.differing_blocks(buffer, below, length, self._block)
         differ = blocks.coarsen(differ, factor) & planned
         nonzero = blocks.coarsen(blocks.nonzero_blocks(buffer, length, self._block), factor)
-        if not planned.all():
-            self._complete_units(window, buffer, differ & nonzero)
         return differ & nonzero, differ & ~nonzero
 
-    def _complete_units(self, window: Window, buffer: bytearray, wanted: blocks.Blocks) -> None:
-        """Read whole those units that are written: the plan may have left out parts of them."""
-        view = memoryview(buffer)
-        for value, first, end in blocks.runs(wanted):
-            if value:
+    def _widened(self, window: Window) -> Window:
+        """The window with whole units to read: the plan may have left out parts of them."""
+        parts: list[Extent] = []
+        for covered, first, end in blocks.runs(self._covered(window)):
+            if covered:
                 start = first * self._unit
-                stop = min(end * self._unit, window.length)
-                self._job.source.read_into(window.offset + start, view[start:stop])
+                length = min(end * self._unit, window.length) - start
+                parts.append(Extent(window.offset + start, length, Kind.DATA))
+        return window._replace(data=parts)
+
+    def _ends_whole(self, window: Window) -> bool:
+        """Whether the target has nothing in the window's last unit that is not overwritten."""
+        end = window.offset + window.length
+        return end % self._unit == 0 or end == self._job.target.size
 
     def _covered(self, window: Window) -> blocks.Blocks:
         """The units that the window's data touches."""
@@ -187,7 +194,7 @@ class CopyEngine:
             assert extent.storage is not None
             assert extent.host_offset is not None
             try:
-                if self._job.offload:
+                if judged.offload:
                     self._offload(judged, extent)
                 else:
                     start = extent.offset - judged.window.offset
@@ -234,7 +241,7 @@ class CopyEngine:
                 elif self._job.compress:
                     extents += self._store_encoded(judged, first, end)
                 else:
-                    extents += self._job.target.reserve(start, stop - start)
+                    extents += self._room(judged, start, stop)
         except OSError as error:
             raise self._write_error(_WriteFailed(window.offset, error)) from error
         self._zeroed_to = window.offset + window.length
@@ -253,12 +260,22 @@ class CopyEngine:
             start = index * self._unit
             offset = judged.window.offset + start
             encoded = judged.encoded[start]
-            if encoded is None:
-                length = min(self._unit, self._size - offset)
-                extents += target.reserve(offset, length)
+            stop = min(offset + self._unit, self._size)
+            if encoded is None or (stop < offset + self._unit and stop < target.size):
+                extents += self._room(judged, offset, stop)
             else:
                 target.write_encoded(offset, encoded)
         return extents
+
+    def _room(self, judged: _Judged, start: int, stop: int) -> list[Extent]:
+        """Take room for a range. A unit that the source ends inside of is changed in place."""
+        target, window = self._job.target, judged.window
+        if not self._ends_whole(window) and stop == window.offset + window.length:
+            tail = max(start, align_down(stop, self._unit))
+            view = memoryview(judged.buffer)
+            target.write_at(tail, view[tail - window.offset : stop - window.offset])
+            stop = tail
+        return target.reserve(start, stop - start) if start < stop else []
 
     def _leave_zero(self, judged: _Judged, start: int, stop: int, first: int, end: int) -> None:
         """Deal with a range that is not written: it may have to be made zero."""
@@ -284,6 +301,8 @@ class CopyEngine:
             future.result()
         except _WriteFailed as error:
             raise self._write_error(error) from error.cause
+        except ReadFailed as error:
+            raise self._read_error(error) from error.cause
         self._job.target.link(extents)
         self._free.append(buffer)
 
@@ -291,9 +310,10 @@ class CopyEngine:
         try:
             return future.result()
         except ReadFailed as error:
-            raise ImageError(
-                f"error while reading at byte {error.offset}: {describe(error.cause)}"
-            ) from error.cause
+            raise self._read_error(error) from error.cause
+
+    def _read_error(self, error: ReadFailed) -> ImageError:
+        return ImageError(f"error while reading at byte {error.offset}: {describe(error.cause)}")
 
     def _write_error(self, error: _WriteFailed) -> ImageError:
         return ImageError(f"error while writing at byte {error.offset}: {describe(error.cause)}")

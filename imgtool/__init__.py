@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.api import check, convert, create, info, map, open
+    from imgtool.api import check, convert, create, hash, info, map, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -57,13 +57,14 @@ __all__ = [
     "check",
     "convert",
     "create",
+    "hash",
     "info",
     "map",
     "open",
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "convert", "create", "info", "map", "open"),
+    "imgtool.api": ("check", "convert", "create", "hash", "info", "map", "open"),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (

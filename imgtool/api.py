@@ -21,7 +21,7 @@ from imgtool.chain import Opener, OpenPolicy, Reference, Source
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
-    from imgtool.format import CheckResult
+    from imgtool.ops.check import CheckReport
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
     from imgtool.storage.base import Storage
@@ -187,7 +187,7 @@ def check(
     share: bool = False,
     report: Callable[[str], None] | None = None,
     **options: object,
-) -> CheckResult:
+) -> CheckReport:
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
@@ -196,7 +196,7 @@ def check(
     from imgtool.ops.check import check
 
     opener = _opener(None, share=share)
-    return check(_reference(source, format, options), opener=opener, report=report).result
+    return check(_reference(source, format, options), opener=opener, report=report)
 
 
 def map(

@@ -167,13 +167,16 @@ class BlockDevice(abc.ABC):
         """Store what :meth:`encode` made of the ``encoded_size`` bytes at ``offset``."""
         raise self._cannot("hold compressed data")
 
-    def resize(self, size: int) -> None:
-        """Set the virtual size; what comes into being reads as zeros."""
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        """Set the virtual size; what comes into being reads as zeros.
+
+        ``preallocation`` says what is done for it: ``off``, ``metadata``, ``falloc`` or ``full``.
+        """
         if self.read_only:
             raise ReadOnly("The disk is open read-only", filename=self.name)
         if size < 0:
             raise BadOption(f"A disk cannot have {size} bytes", filename=self.name)
-        self._resize(size)
+        self._resize(size, preallocation)
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -210,7 +213,7 @@ class BlockDevice(abc.ABC):
     def _flush(self) -> None:
         raise self._cannot("be flushed")
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, preallocation: str) -> None:
         raise self._cannot("be resized")
 
     def _cannot(self, what: str) -> ImageError:

@@ -43,7 +43,7 @@ def run_examples(page: Path, directory: Path) -> int:
 
 
 def test_readme(tmp_path: Path) -> None:
-    assert run_examples(ROOT / "README.md", tmp_path) >= 8
+    assert run_examples(ROOT / "README.md", tmp_path) >= 7
 
 
 def test_readme_holds_both_commands() -> None:

@@ -7,6 +7,7 @@ is written: :mod:`imgtool.formats.qcow2.metadata` orders that.
 from __future__ import annotations
 
 from array import array
+from typing import TYPE_CHECKING
 
 from imgtool.errors import CorruptImage, ImageError
 from imgtool.formats.qcow2.geometry import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Geometry
@@ -15,6 +16,12 @@ from imgtool.formats.qcow2.schema import REFCOUNT_OFFSET_MASK
 from imgtool.schema.fields import big_endian_bytes
 from imgtool.storage.base import Storage
 from imgtool.units import div_round_up
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from imgtool.formats.qcow2.overlap import MetadataMap
 
 
 class Allocator:
@@ -31,12 +38,18 @@ class Allocator:
         self.table_offset = table_offset
         #: Host offset and clusters of a table that was replaced, until its owner has freed it.
         self.retired: tuple[int, int] | None = None
+        #: Indexes of clusters that have become free since their owner last looked.
+        self.freed: list[int] = []
+        #: How many clusters have ever become free.
+        self.frees = 0
         self._storage = storage
         self._geometry = geometry
         self._blocks: dict[int, RefcountBlock] = {}
         self._dirty_blocks: set[int] = set()
         self._dirty_table: set[int] = set()
         self._cursor = 0
+        #: Where metadata lies, by the image's own word; None while there is nothing to run into.
+        self.guard: MetadataMap | None = None
 
     @property
     def dirty_bytes(self) -> int:
@@ -49,7 +62,7 @@ class Allocator:
         while True:
             number, index = divmod(self._cursor, per_block)
             if number >= len(self.table):
-                self._grow_table(number)
+                self._grow_table(number * per_block)
                 continue
             block = self._block(number)
             if block is None:
@@ -66,6 +79,9 @@ class Allocator:
             if first == 0:
                 raise CorruptImage("The header's cluster is counted as free: check the image")
             self._check_reach(first + count)
+            if self.guard is not None:
+                bits = self._geometry.cluster_bits
+                self.guard.check(first << bits, count << bits)
             block.fill(index, count, 1)
             self._dirty_blocks.add(number)
             return first << self._geometry.cluster_bits, count
@@ -87,6 +103,11 @@ class Allocator:
                 break
             missing = needed
         self._check_reach(end)
+        if self.guard is not None:
+            self.guard.check(
+                first << self._geometry.cluster_bits, (end - first) << self._geometry.cluster_bits
+            )
+        self._note(first << self._geometry.cluster_bits, end - first)
         for position, number in enumerate(missing):
             self._make_block(number, first + position)
         index = first - before
@@ -99,6 +120,23 @@ class Allocator:
             self._dirty_blocks.add(number)
             index += count
         return first + len(missing)
+
+    def allocate_table(self) -> int:
+        """Take one cluster for a table; return its host offset."""
+        offset, _ = self.allocate(1)
+        self._note(offset, 1)
+        return offset
+
+    def allocate_contiguous(self, wanted: int) -> int:
+        """Take ``wanted`` clusters that lie together; return their host offset."""
+        if wanted == 1:
+            return self.allocate_table()
+        per_block = self._geometry.refcount_block_entries
+        first = self._end()
+        if len(self.table) * per_block < first + wanted + div_round_up(wanted, per_block) + 2:
+            self._grow_table(first)
+            first = self._end()
+        return self.take_region(first, wanted) << self._geometry.cluster_bits
 
     def refcount(self, index: int) -> int:
         """The refcount of one host cluster, by index."""
@@ -118,16 +156,75 @@ class Allocator:
             block = self._block(number) if number < len(self.table) else None
             value = (0 if block is None else block[slot]) + by
             if block is None or value < 0:
-                raise CorruptImage(
-                    "A cluster in use has a refcount of zero: check the image",
-                    index << self._geometry.cluster_bits,
-                )
+                raise _uncounted(index << self._geometry.cluster_bits)
             if value > self._geometry.max_refcount:
                 raise ImageError(f"A refcount exceeds {self._geometry.refcount_bits} bits")
             block[slot] = value
             self._dirty_blocks.add(number)
             if not value:
-                self._cursor = min(self._cursor, index)
+                self._freed(index)
+
+    def change_many(self, indexes: NDArray[np.uint64], by: int) -> None:
+        """Add ``by`` to the refcount of each cluster in ``indexes``, as often as it is in there.
+
+        Nothing is changed if any of them would leave the range of refcounts; the errors are those
+        of :meth:`change`.
+        """
+        import numpy as np
+
+        from imgtool.formats.qcow2.refcounts import pack_block, unpack_block
+
+        if not len(indexes):
+            return
+        geometry = self._geometry
+        clusters, times = np.unique(indexes, return_counts=True)
+        numbers = clusters // np.uint64(geometry.refcount_block_entries)
+        changed: list[tuple[int, bytes]] = []
+        free: list[int] = []
+        starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] + np.uint64(1)))
+        for start, end in zip(starts.tolist(), [*starts.tolist()[1:], len(clusters)], strict=True):
+            number = int(numbers[start])
+            block = self._block(number) if number < len(self.table) else None
+            if block is None:
+                raise _uncounted(int(clusters[start]) << geometry.cluster_bits)
+            counts = unpack_block(block.data, geometry.refcount_order)
+            slots = clusters[start:end] - np.uint64(number * geometry.refcount_block_entries)
+            amounts = (times[start:end] * abs(by)).astype(np.uint64)
+            old = counts[slots].astype(np.uint64)
+            if by < 0 and bool(np.any(old < amounts)):
+                wrong = int(clusters[start:end][old < amounts][0])
+                raise _uncounted(wrong << geometry.cluster_bits)
+            new = old - amounts if by < 0 else old + amounts
+            if by > 0 and bool(np.any((old == 0) | (new > np.uint64(geometry.max_refcount)))):
+                if bool(np.any(old == 0)):
+                    raise _uncounted(int(clusters[start:end][old == 0][0]) << geometry.cluster_bits)
+                raise ImageError(f"A refcount exceeds {geometry.refcount_bits} bits")
+            counts[slots] = new.astype(counts.dtype)
+            changed.append((number, pack_block(counts, geometry.refcount_order)))
+            if by < 0:
+                free.extend(clusters[start:end][new == 0].tolist())
+        for number, data in changed:
+            self._blocks[number].data[:] = data
+            self._dirty_blocks.add(number)
+        for index in free:
+            self._freed(index)
+
+    def refcounts(self, indexes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The refcount of each cluster in ``indexes``."""
+        import numpy as np
+
+        from imgtool.formats.qcow2.refcounts import unpack_block
+
+        per_block = self._geometry.refcount_block_entries
+        found = np.zeros(len(indexes), dtype=np.uint64)
+        numbers = indexes // np.uint64(per_block)
+        for number in np.unique(numbers).tolist():
+            block = self._block(number) if number < len(self.table) else None
+            if block is not None:
+                here = numbers == np.uint64(number)
+                counts = unpack_block(block.data, self._geometry.refcount_order)
+                found[here] = counts[indexes[here] - np.uint64(number * per_block)]
+        return found
 
     # Writing back, in the two steps that must not be swapped
 
@@ -173,15 +270,14 @@ class Allocator:
         data = bytearray(self._geometry.cluster_size)
         block = self._blocks[number] = RefcountBlock(data, self._geometry.refcount_order)
         self.table[number] = index << self._geometry.cluster_bits
+        self._note(self.table[number], 1)
         self._dirty_blocks.add(number)
         self._dirty_table.add(number)
         return block
 
-    def _grow_table(self, number: int) -> None:
-        """Put a larger refcount table where refcount block ``number`` would begin to count.
-
-        Everything from there on is free, since no table reaches that far.
-        """
+    def _grow_table(self, first: int) -> None:
+        """Put a larger refcount table at cluster index ``first``, from where on all is free."""
+        number = div_round_up(first, self._geometry.refcount_block_entries)
         entries_per_cluster = self._geometry.cluster_size // 8
         # Half as much again, and room for the blocks that count the new table itself.
         clusters = div_round_up(number + number // 2 + entries_per_cluster, entries_per_cluster)
@@ -191,10 +287,31 @@ class Allocator:
             raise ImageError("The refcount table has reached its largest size: the image is full")
         self.retired = (self.table_offset, len(self.table) // entries_per_cluster)
         self.table.extend([0] * grown)
-        start = self.take_region(number * self._geometry.refcount_block_entries, clusters)
+        start = self.take_region(first, clusters)
         self.table_offset = start << self._geometry.cluster_bits
         self._dirty_table.update(range(0, len(self.table), entries_per_cluster))
         self._cursor = start + clusters
+
+    def _freed(self, index: int) -> None:
+        self._cursor = min(self._cursor, index)
+        self.frees += 1
+        self.freed.append(index)
+        if self.guard is not None:
+            self.guard.forget(index << self._geometry.cluster_bits, 1)
+
+    def _note(self, offset: int, clusters: int) -> None:
+        if self.guard is not None:
+            self.guard.add(offset, clusters)
+
+    def _end(self) -> int:
+        """The index of the first cluster behind all that are counted."""
+        per_block = self._geometry.refcount_block_entries
+        for number in range(len(self.table) - 1, -1, -1):
+            block = self._block(number)
+            used = 0 if block is None else len(bytes(block.data).rstrip(b"\0"))
+            if block is not None and used:
+                return number * per_block + div_round_up(used * per_block, len(block.data))
+        return 0
 
     def _check_reach(self, end: int) -> None:
         if end << self._geometry.cluster_bits > MAX_HOST_OFFSET:
@@ -205,3 +322,7 @@ class Allocator:
         for number in list(self._blocks)[:-keep]:
             if number not in self._dirty_blocks:
                 del self._blocks[number]
+
+
+def _uncounted(offset: int) -> CorruptImage:
+    return CorruptImage("A cluster in use has a refcount of zero: check the image", offset)

@@ -12,12 +12,14 @@ data that has not arrived. What is lost at worst is space: a cluster counted and
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK
 from imgtool.formats.qcow2.tables import L2Tables
+from imgtool.gate import Gate
 from imgtool.schema.fields import big_endian_bytes
 from imgtool.storage.base import Storage
 
@@ -28,7 +30,8 @@ DIRTY_LIMIT = 16 << 20
 class Metadata:
     """L1, L2 and refcounts of one writable disk. The caller holds the device's write lock.
 
-    A ``fresh`` image opens as nothing until :meth:`write_header`, so nothing in it needs an order.
+    A ``fresh`` image opens as nothing until its header is written, so nothing in it needs an order.
+    Readers are inside ``gate`` while they look at clusters, so none is handed out again under them.
     """
 
     def __init__(
@@ -38,18 +41,22 @@ class Metadata:
         header: Header,
         tables: L2Tables,
         allocator: Allocator,
+        gate: Gate,
         *,
         fresh: bool,
     ) -> None:
         self.header = header
         self.allocator = allocator
+        self.unfinished = fresh
+        #: Told when the header has changed.
+        self.on_header: Callable[[Header], None] = lambda header: None
         self._storage = storage
         self._data = data
         self._tables = tables
-        self._fresh = fresh
+        self._gate = gate
         self._dirty_l2: set[int] = set()
         self._dirty_l1: set[int] = set()
-        self._to_free: list[tuple[int, int]] = []
+        self._to_free: list[tuple[int, int, bool]] = []
 
     def l2_table(self, l1_index: int) -> array[int]:
         """The L2 table for an L1 entry, for changing: made if there is none, copied if shared."""
@@ -58,29 +65,40 @@ class Metadata:
         if table is None or not entry & COPIED:
             entries = self.header.geometry.cluster_size // 8
             table = array("Q", bytes(entries * 8)) if table is None else table[:]
-            offset, _ = self.allocator.allocate(1)
+            offset = self.allocator.allocate_table()
+            self._tables.pin(l1_index, table)
             self._tables.l1[l1_index] = offset | COPIED
             self._dirty_l1.add(l1_index)
             if entry & L1_OFFSET_MASK:
                 self.free_later(entry & L1_OFFSET_MASK, 1)
-        self._tables.pin(l1_index, table)
+        else:
+            self._tables.pin(l1_index, table)
         self._dirty_l2.add(l1_index)
         return table
 
-    def free_later(self, offset: int, clusters: int) -> None:
-        """Let go of host clusters once nothing on disk references them any more."""
-        self._to_free.append((offset, clusters))
+    def set_l1_entry(self, l1_index: int, entry: int) -> None:
+        """Change an L1 entry."""
+        if self._tables.l1[l1_index] != entry:
+            self._tables.l1[l1_index] = entry
+            self._dirty_l1.add(l1_index)
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether the image has no header yet."""
-        return self._fresh
+    def free_later(self, offset: int, clusters: int, *, discard: bool = False) -> None:
+        """Let go of host clusters once nothing on disk references them any more.
 
-    @property
-    def crowded(self) -> bool:
-        """Whether enough has changed for a flush to be due."""
+        With ``discard`` their host storage is given back as well.
+        """
+        if self._to_free and self._to_free[-1][2] == discard:
+            last, count, _ = self._to_free[-1]
+            if last + (count << self.header.geometry.cluster_bits) == offset:
+                self._to_free[-1] = (last, count + clusters, discard)
+                return
+        self._to_free.append((offset, clusters, discard))
+
+    def flush_if_crowded(self) -> None:
+        """Flush if so much has changed that it should not wait in memory any longer."""
         waiting = len(self._dirty_l2) * self.header.geometry.cluster_size
-        return waiting + self.allocator.dirty_bytes > DIRTY_LIMIT
+        if waiting + self.allocator.dirty_bytes > DIRTY_LIMIT:
+            self.flush()
 
     def flush(self) -> None:
         """Write everything that has changed, in order; see the module's text."""
@@ -91,19 +109,27 @@ class Metadata:
         if self._write_l1():
             self._barrier()
         if self._to_free:
-            freed, self._to_free = self._to_free, []
-            for offset, clusters in freed:
-                self.allocator.change(offset, clusters, -1)
-            self.allocator.write_blocks()
+            with self._gate.drained():
+                self._free()
 
-    def write_header(self) -> None:
-        """Write the header, behind everything that it makes visible."""
+    def switch_header(self, header: Header) -> None:
+        """Write a header, behind everything that it makes visible, and wait for it."""
+        if not self.unfinished:
+            self._barrier()
+            self._storage.write_at(0, header.build())
+            self._storage.flush()
+        self.header = header
+        self.on_header(header)
+
+    def finish(self) -> None:
+        """Write the header of a new image, which makes it one."""
+        self._storage.flush()
         self._storage.write_at(0, self.header.build())
         self._storage.flush()
-        self._fresh = False
+        self.unfinished = False
 
     def _barrier(self) -> None:
-        if self._fresh:
+        if self.unfinished:
             return
         if self._data is not self._storage:
             self._data.flush()
@@ -111,8 +137,7 @@ class Metadata:
 
     def _write_refcounts(self) -> None:
         allocator = self.allocator
-        wrote = allocator.write_blocks()
-        if wrote:
+        if allocator.write_blocks():
             self._barrier()
         if allocator.write_table():
             self._barrier()
@@ -120,13 +145,13 @@ class Metadata:
             offset, clusters = allocator.retired
             allocator.retired = None
             geometry = self.header.geometry
-            self.header = replace(
-                self.header,
-                refcount_table_offset=allocator.table_offset,
-                refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
+            self.switch_header(
+                replace(
+                    self.header,
+                    refcount_table_offset=allocator.table_offset,
+                    refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
+                )
             )
-            if not self._fresh:
-                self.write_header()
             self.free_later(offset, clusters)
 
     def _write_l2(self) -> bool:
@@ -150,6 +175,22 @@ class Metadata:
         wrote = bool(self._dirty_l1)
         self._dirty_l1.clear()
         return wrote
+
+    def _free(self) -> None:
+        freed, self._to_free = self._to_free, []
+        for offset, clusters, discard in freed:
+            self.allocator.change(offset, clusters, -1)
+            if discard:
+                self.discard_freed()
+            self.allocator.freed.clear()
+        self.allocator.write_blocks()
+
+    def discard_freed(self) -> None:
+        """Give back the host storage of what has become free; nobody may still be reading it."""
+        bits = self.header.geometry.cluster_bits
+        freed, self.allocator.freed = self.allocator.freed, []
+        for first, end in _runs(sorted(freed)):
+            self._storage.discard(first << bits, (end - first) << bits)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -105,6 +105,8 @@ def _writable(
 ) -> WritableQcow2:
     # Readers do without these modules, and start sooner.
     from imgtool.formats.qcow2.allocator import Allocator
+    from imgtool.formats.qcow2.bitmaps import read_bitmaps
+    from imgtool.formats.qcow2.overlap import MetadataMap
     from imgtool.formats.qcow2.refcounts import read_refcount_table
     from imgtool.formats.qcow2.writable import WritableQcow2
 
@@ -116,4 +118,6 @@ def _writable(
         storage.flush()
     table = read_refcount_table(storage, header)
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
+    snapshots, bitmaps = read_snapshots(storage, header), read_bitmaps(storage, header)
+    allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)
     return WritableQcow2(storage, header, l1, allocator, data=data, backing=backing, fresh=False)

@@ -48,6 +48,12 @@ class Snapshot:
     def name(self) -> str:
         return self.raw_name.decode("utf-8", "surrogateescape")
 
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes that the entry takes in the snapshot table it was read from, padding included."""
+        names = len(self.raw_id) + len(self.raw_name)
+        return align_up(_HEAD + len(self.extra_data) + names, 8)
+
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
     """Read the snapshot table, in its order. Raises :class:`CorruptImage` over the limits."""

@@ -85,6 +85,13 @@ class L2Tables:
             self._pinned[l1_index] = table
             self._tables.pop(l1_index, None)
 
+    def use(self, l1: array[int]) -> None:
+        """Take another L1 table, and read every L2 table anew. None may be pinned."""
+        with self._lock:
+            assert not self._pinned
+            self.l1 = l1
+            self._tables.clear()
+
     def unpin(self, l1_indexes: Iterable[int]) -> None:
         """Let tables that have been written be forgotten again."""
         with self._lock:

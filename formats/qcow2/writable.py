@@ -3,13 +3,18 @@
 Every allocating write goes three steps: host clusters are taken (:meth:`reserve`), the data is
 written to them, and only then does the mapping show them (:meth:`link`). Nothing is ever linked
 that has not been written.
+
+One lock serialises what changes the image; readers do not wait for it. They look at the mapping
+under a lock of its own, and read inside a gate that is drained before freed clusters are reused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool import codecs
@@ -17,24 +22,20 @@ from imgtool.device import BlockDevice, Limits
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
+from imgtool.formats.qcow2.cluster_map import ClusterMap
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.metadata import Metadata
-from imgtool.formats.qcow2.schema import (
-    COMPRESSED,
-    COPIED,
-    L2_OFFSET_MASK,
-    SUBCLUSTERS,
-    ZERO_FLAG,
-    Compression,
-)
+from imgtool.formats.qcow2.overlap import Overlap
+from imgtool.formats.qcow2.packing import Packer
+from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Incompatible
+from imgtool.formats.qcow2.tables import L2Tables
+from imgtool.gate import Gate
 from imgtool.storage.base import Storage
 from imgtool.units import align_down, align_up
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-_ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
 
 class WritableQcow2(Qcow2Device):
@@ -54,26 +55,80 @@ class WritableQcow2(Qcow2Device):
         fresh: bool,
     ) -> None:
         super().__init__(storage, header, l1, data=data, backing=backing)
-        self._file = storage
         self._data: Storage = data
         self._lock = threading.RLock()
+        self.gate = Gate()
         self._allocator = allocator
-        self._metadata = Metadata(storage, data, header, self._tables, allocator, fresh=fresh)
-        # Where the next compressed cluster goes: behind the last one, in the same host cluster.
-        self._packed_end = 0
+        self._use_tables(self._tables, fresh)
+        self._failure: ImageError | None = None
         self._closed = False
+
+    def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
+        self._tables = tables
+        self.metadata = Metadata(
+            self.storage, self._data, self.header, tables, self._allocator, self.gate, fresh=fresh
+        )
+        self.metadata.on_header = self._take_header
+        self.clusters = ClusterMap(tables, self.metadata)
+        self._packer = Packer(self.metadata)
+
+    def _take_header(self, header: Header) -> None:
+        self.header = header
 
     @property
     def limits(self) -> Limits:
         """Subclusters can be reserved alone in a new image; elsewhere clusters may have to move."""
         geometry = self.header.geometry
-        fresh = self._metadata.unfinished
+        fresh = self.metadata.unfinished
         return Limits(alignment=geometry.subcluster_size if fresh else geometry.cluster_size)
 
-    # Reserving and linking
+    @property
+    def l1(self) -> array[int]:
+        """The active L1 table."""
+        return self._tables.l1
+
+    # Reading beside writers
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        with self.gate:
+            super()._read(offset, view)
+
+    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+        # One L2 table at a time, so that the lock is held briefly and the list stays short.
+        coverage = self.header.geometry.l2_coverage
+        end = offset + length
+        while offset < end:
+            stop = min(end, align_down(offset, coverage) + coverage)
+            with self.clusters.lock:
+                extents = list(super()._map(offset, stop - offset))
+            yield from extents
+            offset = stop
+
+    # Changing
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the write lock. A write that would hit metadata marks the image corrupt."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                yield
+            except Overlap as error:
+                self._failure = error.in_file(self.name)
+                if self.header.version >= 3:
+                    corrupt = self.header.incompatible | Incompatible.CORRUPT
+                    self.metadata.switch_header(replace(self.header, incompatible=corrupt))
+                raise self._failure from None
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Change the image as a whole: no writer beside it, and readers only of what stays."""
+        with self._changing():
+            yield
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
-        with self._lock:
+        with self._changing():
             self._flush_if_crowded()
             return list(self._reserve_runs(offset, length))
 
@@ -82,156 +137,67 @@ class WritableQcow2(Qcow2Device):
         end = offset + length
         while offset < end:
             stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
-            kept = self._kept_host(offset)
+            kept = self.clusters.kept_host(offset)
             if self.header.has_data_file:
                 # In an external data file a cluster's place is its guest offset.
                 host = offset
             elif kept is not None:
                 stop = min(stop, align_down(offset, geometry.cluster_size) + geometry.cluster_size)
                 host = kept + offset % geometry.cluster_size
+                self._check_in_place(host, stop - offset)
             else:
                 # The L2 table comes first, so that it lies in front of the data it maps.
-                self._metadata.l2_table(offset // geometry.l2_coverage)
-                stop = self._first_kept(offset, stop)
+                self.metadata.l2_table(offset // geometry.l2_coverage)
+                stop = self.clusters.first_kept(offset, stop)
                 start = align_down(offset, geometry.cluster_size)
-                wanted = geometry.clusters(stop - start)
-                host, count = self._allocator.allocate(wanted)
+                host, count = self._allocator.allocate(geometry.clusters(stop - start))
                 stop = min(stop, start + (count << geometry.cluster_bits))
                 if geometry.extended_l2:
-                    self._give_clusters(start, host, count)
+                    self.clusters.give_clusters(start, host, count)
                 host += offset - start
             yield Extent(offset, stop - offset, Kind.DATA, self._data, host)
             offset = stop
 
-    def _give_clusters(self, offset: int, host: int, count: int) -> None:
-        """Give host clusters to guest clusters that have none, with no subcluster allocated.
-
-        What is below still shows, and the next part of the same cluster finds its place.
-        """
-        geometry = self.header.geometry
-        table = self._metadata.l2_table(offset // geometry.l2_coverage)
-        first = (offset % geometry.l2_coverage) >> geometry.cluster_bits
-        for position in range(count):
-            index = 2 * (first + position)
-            if not table[index]:
-                table[index] = (host + (position << geometry.cluster_bits)) | COPIED
-
-    def _entry(self, offset: int) -> tuple[int, int]:
-        """The L2 entry that maps ``offset``, and its subcluster bitmap (0 without extended L2)."""
-        geometry = self.header.geometry
-        table = self._tables.get(offset // geometry.l2_coverage)
-        if table is None:
-            return 0, 0
-        index = (offset % geometry.l2_coverage) >> geometry.cluster_bits
-        if geometry.extended_l2:
-            return table[2 * index], table[2 * index + 1]
-        return table[index], 0
-
-    def _kept_host(self, offset: int) -> int | None:
-        """The host cluster that is this disk's alone and may be overwritten in place."""
-        entry, _ = self._entry(offset)
-        if entry & COMPRESSED or not entry & COPIED:
-            return None
-        return entry & L2_OFFSET_MASK
-
-    def _first_kept(self, offset: int, end: int) -> int:
-        """The first cluster boundary behind ``offset`` whose cluster is kept, at most ``end``."""
-        geometry = self.header.geometry
-        table = self._tables.get(offset // geometry.l2_coverage)
-        assert table is not None
-        base = align_down(offset, geometry.l2_coverage)
-        step = geometry.l2_entry_size // 8
-        first = ((offset - base) >> geometry.cluster_bits) + 1
-        last = geometry.clusters(end - base)
-        entries = table[first * step : last * step : step]
-        # Most often nothing is mapped there yet.
-        if any(entries):
-            for index, entry in enumerate(entries, first):
-                if entry & COPIED and not entry & COMPRESSED:
-                    return base + (index << geometry.cluster_bits)
-        return end
-
     def _link(self, extents: Iterable[Extent]) -> None:
-        with self._lock:
+        with self._changing():
             for extent in extents:
-                self._link_extent(extent)
+                self.clusters.link(extent)
 
-    def _link_extent(self, extent: Extent) -> None:
-        geometry = self.header.geometry
-        assert extent.host_offset is not None
-        if geometry.extended_l2:
-            self._link_subclusters(extent)
-            return
-        table = self._metadata.l2_table(extent.offset // geometry.l2_coverage)
-        first = (extent.offset % geometry.l2_coverage) >> geometry.cluster_bits
-        count = geometry.clusters(extent.length)
-        old = table[first : first + count]
-        start = extent.host_offset | COPIED
-        step = geometry.cluster_size
-        table[first : first + count] = array("Q", range(start, start + count * step, step))
-        if any(old):
-            for position, entry in enumerate(old):
-                self._release(entry, unless=extent.host_offset + position * step)
-
-    def _link_subclusters(self, extent: Extent) -> None:
-        geometry = self.header.geometry
-        assert extent.host_offset is not None
-        offset, end = extent.offset, extent.end
-        while offset < end:
-            cluster = align_down(offset, geometry.cluster_size)
-            stop = min(end, cluster + geometry.cluster_size)
-            host = extent.host_offset + (cluster - extent.offset)
-            first = (offset - cluster) // geometry.subcluster_size
-            last = -(-(stop - cluster) // geometry.subcluster_size)
-            bits = ((1 << last) - 1) & ~((1 << first) - 1)
-            table = self._metadata.l2_table(offset // geometry.l2_coverage)
-            index = 2 * ((cluster % geometry.l2_coverage) >> geometry.cluster_bits)
-            old, bitmap = table[index], table[index + 1]
-            if old & COMPRESSED:
-                bitmap = 0
-            table[index] = host | COPIED
-            table[index + 1] = (bitmap | bits) & ~(bits << SUBCLUSTERS)
-            self._release(old, unless=host)
-            offset = stop
-
-    def _release(self, entry: int, *, unless: int | None = None) -> None:
-        """Let go of what an L2 entry referenced, if that is not the cluster at ``unless``."""
-        geometry = self.header.geometry
-        if entry & COMPRESSED:
-            host, length = geometry.compressed_range(entry)
-            first = align_down(host, geometry.cluster_size)
-            self._metadata.free_later(first, geometry.clusters(host + length - first))
-        elif not self.header.has_data_file:
-            host = entry & L2_OFFSET_MASK
-            if host and host != unless:
-                self._metadata.free_later(host, 1)
+    def _check_in_place(self, host: int, length: int) -> None:
+        guard = self._allocator.guard
+        if guard is not None and self._data is self.storage:
+            guard.check(host, length)
 
     # Writing
 
     def _write(self, offset: int, view: memoryview) -> None:
-        with self._lock:
-            done = 0
-            while done < len(view):
-                here = offset + done
-                start, stop = self._uniform_run(here, offset + len(view))
-                part = view[done : done + stop - here]
-                done += len(part)
-                if start is not None:
-                    self._data.write_at(start, part)
-                else:
-                    self._write_new(here, part, self._granularity(here))
+        with self._changing():
+            self._write_runs(offset, view)
             self._flush_if_crowded()
+
+    def _write_runs(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            here = offset + done
+            host, stop = self._uniform_run(here, offset + len(view))
+            part = view[done : done + stop - here]
+            done += len(part)
+            if host is not None:
+                self._check_in_place(host, len(part))
+                self._data.write_at(host, part)
+            else:
+                self._write_new(here, part)
 
     def _uniform_run(self, offset: int, end: int) -> tuple[int | None, int]:
         """Host offset of what can be overwritten in place (None: nothing), and where that ends."""
         geometry = self.header.geometry
         size = geometry.subcluster_size
-        host = self._in_place(offset)
+        host = self.clusters.in_place(offset)
         stop = align_down(offset, size) + size
         if host is None and geometry.extended_l2:
             end = min(end, align_down(offset, geometry.cluster_size) + geometry.cluster_size)
         while stop < end:
-            following = self._in_place(stop)
+            following = self.clusters.in_place(stop)
             if (host is None) != (following is None):
                 break
             if host is not None and following != host + stop - offset:
@@ -239,28 +205,11 @@ class WritableQcow2(Qcow2Device):
             stop += size
         return host, min(stop, end)
 
-    def _in_place(self, offset: int) -> int | None:
-        entry, bitmap = self._entry(offset)
-        geometry = self.header.geometry
-        if entry & COMPRESSED or not entry & COPIED:
-            return None
-        if geometry.extended_l2:
-            subcluster = offset % geometry.cluster_size // geometry.subcluster_size
-            if not bitmap >> subcluster & 1:
-                return None
-        elif entry & ZERO_FLAG and self.header.version >= 3:
-            return None
-        return (entry & L2_OFFSET_MASK) + offset % geometry.cluster_size
-
-    def _granularity(self, offset: int) -> int:
-        """What must be rewritten whole around ``offset``: a cluster that moves takes all along."""
-        entry, _ = self._entry(offset)
-        moves = bool(entry) and (bool(entry & COMPRESSED) or not entry & COPIED)
-        geometry = self.header.geometry
-        return geometry.cluster_size if moves else geometry.subcluster_size
-
-    def _write_new(self, offset: int, part: memoryview, granularity: int) -> None:
+    def _write_new(self, offset: int, part: memoryview) -> None:
         """Write what has no place of its own yet, with copies of what surrounds it."""
+        geometry = self.header.geometry
+        whole = self.clusters.moves_whole(offset)
+        granularity = geometry.cluster_size if whole else geometry.subcluster_size
         start = align_down(offset, granularity)
         end = align_up(offset + len(part), granularity)
         head = self._old(start, offset - start)
@@ -275,7 +224,8 @@ class WritableQcow2(Qcow2Device):
                     self._data.write_at(
                         extent.host_offset + low - extent.offset, piece[low - begin : high - begin]
                     )
-        self._link(extents)
+        for extent in extents:
+            self.clusters.link(extent)
 
     def _old(self, offset: int, length: int) -> memoryview:
         """What the disk holds now, with zeros behind its end."""
@@ -291,20 +241,25 @@ class WritableQcow2(Qcow2Device):
         granularity = self.header.geometry.subcluster_size
         end = offset + length
         # The last cluster counts as whole if the disk ends in it.
-        aligned_end = (
-            align_down(end, granularity) if end < self._size else align_up(end, granularity)
-        )
-        aligned = align_up(offset, granularity)
-        with self._lock:
-            if aligned >= aligned_end:
-                super()._write_zeroes(offset, length, unmap)
-                return
-            if offset < aligned:
-                super()._write_zeroes(offset, aligned - offset, unmap)
-            self._zero_clusters(aligned, aligned_end, unmap)
-            if aligned_end < end:
-                super()._write_zeroes(aligned_end, end - aligned_end, unmap)
+        whole_end = align_down(end, granularity) if end < self._size else align_up(end, granularity)
+        whole = align_up(offset, granularity)
+        with self._changing():
+            if whole >= whole_end:
+                self._write_zero_bytes(offset, end)
+            else:
+                self._write_zero_bytes(offset, whole)
+                self._zero_clusters(whole, whole_end, unmap)
+                self._write_zero_bytes(whole_end, end)
             self._flush_if_crowded()
+
+    def _write_zero_bytes(self, offset: int, end: int) -> None:
+        """Write zeros as data, at most a cluster's part at either end of a range."""
+        end = min(end, self._size)
+        if offset < end and not self._reads_zero(offset, end):
+            self._write_runs(offset, memoryview(bytes(end - offset)))
+
+    def _reads_zero(self, offset: int, end: int) -> bool:
+        return all(extent.reads_zero for extent in self._extents(offset, end - offset))
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
         geometry = self.header.geometry
@@ -313,51 +268,25 @@ class WritableQcow2(Qcow2Device):
             stop = min(end, cluster + geometry.cluster_size)
             if self.header.data_file_raw:
                 self._data.write_zeroes(offset, stop - offset, unmap=unmap)
-            if self._backing is None and not any(self._entry(offset)):
-                # What is unallocated reads as zeros already: skip the rest of an absent L2 table.
-                if self._tables.get(offset // geometry.l2_coverage) is None:
-                    stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
-            elif geometry.extended_l2:
-                self._zero_subclusters(cluster, offset, stop, unmap)
+            entry, _ = self.clusters.entry(offset)
+            if self._backing is None and not entry and not self.clusters.has_table(offset):
+                # What is unallocated reads as zeros already: skip the rest of the missing table.
+                stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
+            elif self.header.version < 3:
+                if self._backing is not None and cluster < self._backing.size:
+                    self._write_zero_bytes(offset, stop)
+                elif entry:
+                    self.clusters.unallocate(cluster)
+            elif not geometry.extended_l2:
+                self.clusters.make_zero(cluster, unmap=unmap)
+            elif entry & COMPRESSED and stop - offset < geometry.cluster_size:
+                self._write_zero_bytes(offset, stop)
             else:
-                self._zero_cluster(cluster, min(stop, self._size), unmap)
+                self.clusters.make_subclusters_zero(
+                    cluster, offset - cluster, stop - cluster, unmap=unmap
+                )
             offset = stop
-
-    def _zero_cluster(self, cluster: int, end: int, unmap: bool) -> None:
-        geometry = self.header.geometry
-        table = self._metadata.l2_table(cluster // geometry.l2_coverage)
-        index = (cluster % geometry.l2_coverage) >> geometry.cluster_bits
-        entry = table[index]
-        if self.header.version < 3:
-            if self._backing is not None and cluster < self._backing.size:
-                super()._write_zeroes(cluster, end - cluster, unmap)
-                return
-            table[index] = 0
-            self._release(entry)
-        elif entry & COPIED and not entry & COMPRESSED and (not unmap or self.header.has_data_file):
-            table[index] = entry | ZERO_FLAG
-        else:
-            table[index] = ZERO_FLAG
-            self._release(entry)
-
-    def _zero_subclusters(self, cluster: int, offset: int, end: int, unmap: bool) -> None:
-        geometry = self.header.geometry
-        first = (offset - cluster) // geometry.subcluster_size
-        last = -(-(end - cluster) // geometry.subcluster_size)
-        bits = ((1 << last) - 1) & ~((1 << first) - 1)
-        table = self._metadata.l2_table(cluster // geometry.l2_coverage)
-        index = 2 * ((cluster % geometry.l2_coverage) >> geometry.cluster_bits)
-        entry, bitmap = table[index], table[index + 1]
-        if bits == _ALL_SUBCLUSTERS and (unmap or not entry & COPIED):
-            keep = self.header.has_data_file and not entry & COMPRESSED
-            table[index] = entry if keep else 0
-            table[index + 1] = _ALL_SUBCLUSTERS << SUBCLUSTERS
-            if not keep:
-                self._release(entry)
-        elif entry & COMPRESSED:
-            super()._write_zeroes(offset, min(end, self._size) - offset, unmap)
-        else:
-            table[index + 1] = (bitmap | bits << SUBCLUSTERS) & ~bits
+            self._flush_if_crowded()
 
     def _discard(self, offset: int, length: int) -> None:
         """Give whole clusters back; they read as zeros afterwards."""
@@ -385,72 +314,56 @@ class WritableQcow2(Qcow2Device):
         """Pack ``encoded`` behind the compressed cluster before it."""
         geometry = self.header.geometry
         self._check_write(offset, min(geometry.cluster_size, self._size - offset))
-        with self._lock:
+        with self._changing():
             self._flush_if_crowded()
-            table = self._metadata.l2_table(offset // geometry.l2_coverage)
-            host = self._place_packed(len(encoded))
-            self._file.write_at(host, encoded)
-            shift = 62 - (geometry.cluster_bits - 8)
-            sectors = (host + len(encoded) - 1) // 512 - host // 512
-            index = (offset % geometry.l2_coverage) >> geometry.cluster_bits
-            if geometry.extended_l2:
-                index *= 2
-                table[index + 1] = 0
-            old = table[index]
-            table[index] = COMPRESSED | sectors << shift | host
-            self._release(old)
+            self.metadata.l2_table(offset // geometry.l2_coverage)
+            host = self._packer.place(len(encoded))
+            self.storage.write_at(host, encoded)
+            self.clusters.link_compressed(offset, host, len(encoded))
 
-    def _place_packed(self, length: int) -> int:
-        """Where the next ``length`` bytes go, with the refcounts of the clusters they touch."""
-        geometry = self.header.geometry
-        size = geometry.cluster_size
-        room = -self._packed_end % size
-        shared = room > 0 and self._allocator.refcount(self._packed_end // size)
-        if shared and shared < geometry.max_refcount:
-            tail = align_down(self._packed_end, size)
-            if length <= room:
-                host = self._packed_end
-                self._allocator.change(tail, 1, +1)
-                self._packed_end += length
-                return host
-            following, _ = self._allocator.allocate(1)
-            if following == tail + size:
-                host = self._packed_end
-                self._allocator.change(tail, 1, +1)
-                self._packed_end += length
-                return host
-        else:
-            following, _ = self._allocator.allocate(1)
-        # An encoded cluster is smaller than a cluster, so one host cluster holds it.
-        self._packed_end = following + length
-        return following
+    # The image as a whole
 
-    # Flushing and closing
+    def switch_l1(self, l1: array[int], offset: int, size: int) -> None:
+        """Make ``l1``, durable at host ``offset``, the active table of a disk of ``size`` bytes."""
+        header = replace(self.header, l1_table_offset=offset, l1_size=len(l1), size=size)
+        self.metadata.switch_header(header)
+        with self.clusters.lock:
+            self._tables.use(l1)
+            self._size = size
+
+    def forget_tables(self) -> None:
+        """Read L2 tables anew: they have been changed where they lie."""
+        with self.clusters.lock:
+            self._tables.use(self._tables.l1)
+
+    def set_size(self, size: int) -> None:
+        """Let readers and writers see another size; the header is the caller's to change."""
+        self._size = size
+
+    def _resize(self, size: int, preallocation: str) -> None:
+        from imgtool.formats.qcow2.resize import resize
+
+        resize(self, size, preallocation)
 
     def _flush_if_crowded(self) -> None:
-        if self._metadata.crowded:
-            self._metadata.flush()
+        self.metadata.flush_if_crowded()
 
     def _flush(self) -> None:
-        with self._lock:
-            self._metadata.flush()
+        with self._changing():
+            self.metadata.flush()
 
     def finish(self) -> None:
         """Write out everything that has changed, and then the header, which makes it an image."""
-        with self._lock:
-            self._metadata.flush()
-            self.storage.flush()
-            self._metadata.write_header()
+        with self._changing():
+            self.metadata.flush()
+            self.metadata.finish()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         try:
-            if not self._metadata.unfinished:
+            if not self.metadata.unfinished and self._failure is None:
                 self.flush()
         finally:
             super().close()
-
-    def _resize(self, size: int) -> None:
-        raise ImageError("qcow2 images cannot be resized in place yet", filename=self.name)

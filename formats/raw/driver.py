@@ -95,13 +95,18 @@ class RawDevice(BlockDevice):
     def _flush(self) -> None:
         self._storage.flush()
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, preallocation: str) -> None:
         if self._fixed:
             raise BadOption(
                 "A disk opened with an offset or a size cannot be resized", filename=self.name
             )
+        if preallocation == "metadata":
+            raise BadOption("Raw disks have no metadata to preallocate", filename=self.name)
+        old = self._size
         self._storage.truncate(size)
         self._size = size
+        if preallocation != "off" and size > old:
+            self._storage.preallocate(old, size - old, full=preallocation == "full")
 
     def close(self) -> None:
         self._storage.close()

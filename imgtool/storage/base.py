@@ -101,6 +101,13 @@ class Storage(abc.ABC):
         With ``unmap`` host storage is given back where the host can; without, it is kept allocated.
         """
 
+    def discard(self, offset: int, length: int) -> None:
+        """Give host storage of a range inside the file back, where the host can.
+
+        What the range reads as afterwards is not defined.
+        """
+        return
+
     @abc.abstractmethod
     def truncate(self, size: int) -> None:
         """Set the length; bytes that come into being read as zero and occupy nothing."""

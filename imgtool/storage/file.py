@@ -239,6 +239,12 @@ class FileStorage(Storage):
             self._reached(end)
         self._written()
 
+    def discard(self, offset: int, length: int) -> None:
+        end = min(self._check_write(offset, length), self.size())
+        if offset < end:
+            with self._naming:
+                holes.punch(self._file, offset, end - offset)
+
     def truncate(self, size: int) -> None:
         """Set the length in bytes. A block device keeps its own, which must be enough."""
         self._check_write(size, 0)

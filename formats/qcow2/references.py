@@ -1,0 +1,76 @@
+"""The host clusters that an L1 table references, directly and through its L2 tables, in bulk."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from imgtool.errors import CorruptImage
+from imgtool.formats.qcow2.geometry import Geometry
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.schema import COMPRESSED, L1_OFFSET_MASK, L2_OFFSET_MASK
+from imgtool.formats.qcow2.tables import read_table
+from imgtool.storage.base import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Clusters = NDArray[np.uint64]
+
+
+def referenced(storage: Storage, header: Header, l1: array[int]) -> Iterator[Clusters]:
+    """The indexes of the clusters that ``l1`` references, one array for each of its L2 tables.
+
+    An array begins with the L2 table's own cluster. A cluster appears as often as it is
+    referenced: packed compressed clusters share theirs.
+    """
+    geometry = header.geometry
+    for entry in l1:
+        offset = entry & L1_OFFSET_MASK
+        if not offset:
+            continue
+        if offset % geometry.cluster_size:
+            raise CorruptImage("An L2 table is not aligned to a cluster", offset)
+        table = read_table(storage, offset, geometry.cluster_size // 8, "An L2 table")
+        yield table_references(geometry, table, offset, external=header.has_data_file)
+
+
+def table_references(
+    geometry: Geometry, table: array[int], offset: int, *, external: bool
+) -> Clusters:
+    """What the L2 ``table`` at host ``offset`` references, itself first."""
+    import numpy as np
+
+    own = np.array([offset >> geometry.cluster_bits], dtype=np.uint64)
+    entries = np.frombuffer(table, dtype=np.uint64)[:: geometry.l2_entry_size // 8]
+    compressed = (entries & np.uint64(COMPRESSED)) != 0
+    found = [own]
+    if not external:
+        # In an external data file clusters are not counted.
+        host = entries[~compressed] & np.uint64(L2_OFFSET_MASK)
+        host = host[host != 0]
+        if bool(np.any(host & np.uint64(geometry.cluster_size - 1))):
+            raise CorruptImage("A data cluster is not aligned to the cluster size", offset)
+        found.append(host >> np.uint64(geometry.cluster_bits))
+    if bool(np.any(compressed)):
+        found.append(_compressed_clusters(geometry, entries[compressed]))
+    return np.concatenate(found)
+
+
+def _compressed_clusters(geometry: Geometry, entries: Clusters) -> Clusters:
+    """Every host cluster that compressed clusters touch."""
+    import numpy as np
+
+    shift = 62 - (geometry.cluster_bits - 8)
+    start = entries & np.uint64((1 << shift) - 1)
+    sectors = (entries >> np.uint64(shift)) & np.uint64((1 << (geometry.cluster_bits - 8)) - 1)
+    end = (start & ~np.uint64(511)) + (sectors + np.uint64(1)) * np.uint64(512)
+    bits = np.uint64(geometry.cluster_bits)
+    first = start >> bits
+    last = (end - np.uint64(1)) >> bits
+    # A length counted in sectors from the first one spans at most two clusters more.
+    return np.concatenate(
+        [first, *(first[first + np.uint64(more) <= last] + np.uint64(more) for more in (1, 2))]
+    )

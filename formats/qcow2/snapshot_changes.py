@@ -1,0 +1,231 @@
+"""Taking, applying and deleting internal snapshots.
+
+Each change is switched by one write of the header: before it the image is as it was, after it as
+it is to be, and what a crash can leave behind is only counted space. Source: the specification's
+sections "Snapshots" and, for the COPIED flags, "Cluster mapping".
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from imgtool.errors import BadOption, ImageError
+from imgtool.formats.qcow2 import schema
+from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
+from imgtool.formats.qcow2.references import referenced
+from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
+from imgtool.formats.qcow2.snapshots import MAX_TABLE_BYTES, Snapshot, find_snapshot, read_snapshots
+from imgtool.formats.qcow2.tables import read_l1, read_table
+from imgtool.schema.fields import big_endian_bytes, build
+from imgtool.units import align_up
+
+if TYPE_CHECKING:
+    from imgtool.formats.qcow2.writable import WritableQcow2
+
+
+def create_snapshot(device: WritableQcow2, name: str) -> Snapshot:
+    """Take a snapshot of the disk as it is now, and return it.
+
+    Raises :class:`BadOption` for names that the format cannot hold, and :class:`ImageError` where
+    the refcounts are too narrow to share clusters.
+    """
+    if not name or len(os_bytes(name)) > 0xFFFF:
+        raise BadOption("A snapshot needs a name of at most 65535 bytes")
+    with device.exclusive():
+        _refuse_data_file(device)
+        if len(device.snapshots) >= MAX_SNAPSHOTS:
+            raise ImageError(f"The image has {MAX_SNAPSHOTS} snapshots, the most it can have")
+        device.flush()
+        metadata = device.metadata
+        l1 = device.l1
+        # Everything is counted twice first: then nothing that is shared is written in place.
+        for clusters in referenced(device.storage, device.header, l1):
+            metadata.allocator.change_many(clusters, +1)
+            metadata.flush_if_crowded()
+        metadata.flush()
+        _mark_copied(device)
+        offset = _write_l1_copy(device, l1)
+        now = time.time_ns()
+        snapshot = Snapshot(
+            raw_id=_next_id(device.snapshots),
+            raw_name=os_bytes(name),
+            l1_table_offset=offset,
+            l1_size=len(l1),
+            date_sec=now // 1_000_000_000 & 0xFFFFFFFF,
+            date_nsec=now % 1_000_000_000,
+            vm_clock_nsec=0,
+            vm_state_size=0,
+            disk_size=device.size,
+            icount=None,
+            extra_data=b"",
+        )
+        _switch_table(device, [*device.snapshots, snapshot])
+        return snapshot
+
+
+def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
+    """Make the disk what it was when the snapshot with this id or name was taken."""
+    with device.exclusive():
+        _refuse_data_file(device)
+        snapshot = _find(device, wanted)
+        device.flush()
+        metadata, header = device.metadata, device.header
+        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
+        size = header.size if snapshot.disk_size is None else snapshot.disk_size
+        for clusters in referenced(device.storage, header, l1):
+            metadata.allocator.change_many(clusters, +1)
+            metadata.flush_if_crowded()
+        needed = max(header.geometry.l1_entries(size), len(l1), 1)
+        active = array("Q", [entry & ~COPIED for entry in l1])
+        active.extend([0] * (needed - len(active)))
+        offset = _write_l1_copy(device, active)
+        old, old_offset = device.l1, header.l1_table_offset
+        device.switch_l1(active, offset, size)
+        with device.gate.drained():
+            _let_go(device, old)
+        metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
+        _mark_copied(device)
+        metadata.flush()
+
+
+def delete_snapshot(device: WritableQcow2, wanted: str) -> None:
+    """Remove the snapshot with this id or name; what only it held becomes free."""
+    with device.exclusive():
+        _refuse_data_file(device)
+        snapshot = _find(device, wanted)
+        device.flush()
+        metadata, header = device.metadata, device.header
+        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
+        _switch_table(device, [other for other in device.snapshots if other is not snapshot])
+        _let_go(device, l1)
+        if l1:
+            metadata.free_later(snapshot.l1_table_offset, header.geometry.clusters(len(l1) * 8))
+        _mark_copied(device)
+        metadata.flush()
+
+
+def _find(device: WritableQcow2, wanted: str) -> Snapshot:
+    found = find_snapshot(device.snapshots, {"snapshot": wanted})
+    assert found is not None
+    return found
+
+
+def _let_go(device: WritableQcow2, l1: array[int]) -> None:
+    """Count what ``l1`` references once less; what is free then goes back to the host."""
+    metadata = device.metadata
+    for clusters in referenced(device.storage, device.header, l1):
+        metadata.allocator.change_many(clusters, -1)
+        metadata.discard_freed()
+        metadata.flush_if_crowded()
+
+
+def _refuse_data_file(device: WritableQcow2) -> None:
+    if device.header.has_data_file:
+        raise ImageError(
+            "Images with an external data file have no internal snapshots", filename=device.name
+        )
+
+
+def _next_id(snapshots: list[Snapshot]) -> bytes:
+    return b"%d" % (max((int(s.id) for s in snapshots if s.id.isdecimal()), default=0) + 1)
+
+
+def _write_l1_copy(device: WritableQcow2, l1: array[int]) -> int:
+    """Write an L1 table to a place of its own, durably; return its host offset."""
+    geometry = device.header.geometry
+    if not len(l1):
+        return 0
+    clusters = geometry.clusters(len(l1) * 8)
+    offset = device.metadata.allocator.allocate_contiguous(clusters)
+    data = big_endian_bytes(l1)
+    device.storage.write_at(offset, data.ljust(clusters << geometry.cluster_bits, b"\0"))
+    device.metadata.flush()
+    return offset
+
+
+def _mark_copied(device: WritableQcow2) -> None:
+    """Set the COPIED flags of the active tables to what the refcounts are now."""
+    import numpy as np
+
+    geometry = device.header.geometry
+    allocator = device.metadata.allocator
+    bits = np.uint64(geometry.cluster_bits)
+    step = geometry.l2_entry_size // 8
+    l1 = device.l1
+    for l1_index, entry in enumerate(l1):
+        offset = entry & L1_OFFSET_MASK
+        if not offset:
+            continue
+        alone = allocator.refcount(offset >> geometry.cluster_bits) == 1
+        table = read_table(device.storage, offset, geometry.cluster_size // 8, "An L2 table")
+        entries = np.frombuffer(table, dtype=np.uint64)[::step]
+        hosts = entries & np.uint64(L2_OFFSET_MASK)
+        counted = ((entries & np.uint64(COMPRESSED)) == 0) & (hosts != 0)
+        single = allocator.refcounts(hosts[counted] >> bits) == 1
+        marked = entries & ~np.uint64(COPIED)
+        marked[counted] |= np.where(single, np.uint64(COPIED), np.uint64(0))
+        if bool(np.any(marked != entries)):
+            changed = np.frombuffer(table, dtype=np.uint64).copy()
+            changed[::step] = marked
+            # The table is changed where it lies: for a snapshot that shares it the flags mean
+            # nothing.
+            device.storage.write_at(offset, changed.astype(">u8").tobytes())
+        device.metadata.set_l1_entry(l1_index, offset | (COPIED if alone else 0))
+    device.forget_tables()
+    device.metadata.flush()
+
+
+def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:
+    """Write a new snapshot table, then name it in the header, then free the old one."""
+    header, metadata = device.header, device.metadata
+    geometry = header.geometry
+    data = b"".join(_entry(snapshot, header.size) for snapshot in snapshots)
+    if len(data) > MAX_TABLE_BYTES:
+        raise ImageError("The snapshot table would be larger than the format allows")
+    old_offset = header.snapshots_offset
+    old_size = sum(snapshot.size_on_disk for snapshot in device.snapshots)
+    offset = 0
+    if data:
+        clusters = geometry.clusters(len(data))
+        offset = metadata.allocator.allocate_contiguous(clusters)
+        device.storage.write_at(offset, data.ljust(clusters << geometry.cluster_bits, b"\0"))
+    metadata.flush()
+    metadata.switch_header(replace(header, snapshot_count=len(snapshots), snapshots_offset=offset))
+    if old_offset and device.snapshots:
+        metadata.free_later(old_offset, geometry.clusters(old_size))
+    device.snapshots = read_snapshots(device.storage, device.header)
+    metadata.flush()
+
+
+def _entry(snapshot: Snapshot, disk_size: int) -> bytes:
+    """A snapshot table entry, padded; extra data that we do not know is kept."""
+    size = disk_size if snapshot.disk_size is None else snapshot.disk_size
+    known = (
+        snapshot.vm_state_size,
+        size,
+        (1 << 64) - 1 if snapshot.icount is None else snapshot.icount,
+    )
+    extra = b"".join(
+        field.build(value) for (_, field), value in zip(schema.SNAPSHOT_EXTRA, known, strict=True)
+    )
+    extra += snapshot.extra_data[len(extra) :]
+    identifier, name = snapshot.raw_id, snapshot.raw_name
+    head = build(
+        schema.SNAPSHOT_HEAD,
+        {
+            "l1_table_offset": snapshot.l1_table_offset,
+            "l1_size": snapshot.l1_size,
+            "id_str_size": len(identifier),
+            "name_size": len(name),
+            "date_sec": snapshot.date_sec,
+            "date_nsec": snapshot.date_nsec,
+            "vm_clock_nsec": snapshot.vm_clock_nsec,
+            "vm_state_size": min(snapshot.vm_state_size, 0xFFFFFFFF),
+            "extra_data_size": len(extra),
+        },
+    )
+    entry = head + extra + identifier + name
+    return entry.ljust(align_up(len(entry), 8), b"\0")

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",
     "create": "Create a new image",
+    "dd": "Copy blocks of an image, converting the format",
     "hash": "Print a digest of what a disk holds, the same in every format",
     "info": "Show information about images",
     "map": "Show where an image's data lies",

@@ -25,6 +25,7 @@ def convert(
     *,
     format: str,
     options: Mapping[str, object] | None = None,
+    part: Callable[[BlockDevice], BlockDevice] | None = None,
     compress: bool = False,
     compression_level: int | None = None,
     sparse_size: int = BLOCK,
@@ -44,6 +45,7 @@ def convert(
 ) -> None:
     """Copy ``sources``, one behind the other, into ``target``.
 
+    ``part`` is given them as one disk, and returns what is to be copied of it.
     ``create`` false writes into an image that exists and is at least as large; ``target_is_zero``
     then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512) is the shortest
     run of zeros that is not written, 0 writes everything. Over a ``backing`` image only what
@@ -64,6 +66,8 @@ def convert(
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_sources(sources, opening))
+        if part is not None:
+            source = part(source)
         base = None
         if create:
             if not isinstance(target.source, (str, os.PathLike, Storage)):

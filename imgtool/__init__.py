@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
-    from imgtool.api import check, compare, convert, create, info, map, measure, open
+    from imgtool.api import check, compare, convert, create, hash, info, map, measure, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -60,6 +60,7 @@ __all__ = [
     "compare",
     "convert",
     "create",
+    "hash",
     "info",
     "map",
     "measure",
@@ -67,7 +68,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "compare", "convert", "create", "info", "map", "measure", "open"),
+    "imgtool.api": (
+        "check",
+        "compare",
+        "convert",
+        "create",
+        "hash",
+        "info",
+        "map",
+        "measure",
+        "open",
+    ),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (

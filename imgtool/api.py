@@ -280,6 +280,39 @@ def measure(
     )
 
 
+def hash(
+    source: Image,
+    algorithm: str = "sha256",
+    *,
+    raw: bool = False,
+    format: str | None = None,
+    snapshot: str | None = None,
+    workers: int | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+    **options: object,
+) -> str:
+    """Return a digest of what a disk holds, in hexadecimal: the same in every format.
+
+    It is the tree hash that docs/hash.md defines, over ``sha256``, ``sha512`` or ``blake2b``. With
+    ``raw`` it is the plain digest of the disk's bytes (``sha1`` and ``md5`` as well), for which
+    every zero is hashed.
+    """
+    from imgtool.ops.hash import hash_image
+
+    if snapshot is not None:
+        options["snapshot"] = snapshot
+    return hash_image(
+        _reference(source, format, options),
+        algorithm,
+        raw=raw,
+        workers=workers,
+        opener=_opener(policy, share=share),
+        progress=progress,
+    )
+
+
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:
     if not isinstance(source, Reference):
         return Reference(source, format, options)

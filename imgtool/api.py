@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imgtool.extent import Extent
     from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
     from imgtool.storage.base import Storage
@@ -201,6 +202,32 @@ def check(
     return check(_reference(source, format, options), opener=opener, report=report)
 
 
+def compare(
+    first: Image,
+    second: Image,
+    *,
+    first_format: str | None = None,
+    second_format: str | None = None,
+    strict: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare the contents of two disks, whatever formats and chains they lie in.
+
+    What the larger has more must be zeros; with ``strict`` sizes and allocation must agree as well.
+    """
+    from imgtool.ops.compare import compare
+
+    return compare(
+        _reference(first, first_format, {}),
+        _reference(second, second_format, {}),
+        strict=strict,
+        opener=_opener(policy, share=share),
+        progress=progress,
+    )
+
+
 def map(
     source: Image,
     *,
@@ -250,6 +277,39 @@ def measure(
         format=format,
         options=options,
         opener=_opener(policy, share=share),
+    )
+
+
+def hash(
+    source: Image,
+    algorithm: str = "sha256",
+    *,
+    raw: bool = False,
+    format: str | None = None,
+    snapshot: str | None = None,
+    workers: int | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+    **options: object,
+) -> str:
+    """Return a digest of what a disk holds, in hexadecimal: the same in every format.
+
+    It is the tree hash that docs/hash.md defines, over ``sha256``, ``sha512`` or ``blake2b``. With
+    ``raw`` it is the plain digest of the disk's bytes (``sha1`` and ``md5`` as well), for which
+    every zero is hashed.
+    """
+    from imgtool.ops.hash import hash_image
+
+    if snapshot is not None:
+        options["snapshot"] = snapshot
+    return hash_image(
+        _reference(source, format, options),
+        algorithm,
+        raw=raw,
+        workers=workers,
+        opener=_opener(policy, share=share),
+        progress=progress,
     )
 
 

@@ -179,8 +179,11 @@ class L2Reader:
         return host
 
     def _has_host(self, entry: int) -> bool:
-        # Offset 0 is the header's, except in an external data file, where COPIED tells.
-        return bool(entry & L2_OFFSET_MASK) or (self.external_data and bool(entry & COPIED))
+        # Offset 0 is the header's, except in an external data file, where COPIED tells, and there
+        # too nothing is kept at offset 0 for zeros.
+        return bool(entry & L2_OFFSET_MASK) or (
+            self.external_data and entry & (COPIED | ZERO_FLAG) == COPIED
+        )
 
     def _plain(self, kind: Kind, offset: int, length: int, host: int | None) -> Extent:
         return Extent(offset, length, kind, None if host is None else self.data, host)
@@ -213,6 +216,7 @@ class L2Reader:
         if self.version < 3 and bool(np.any(zero & ~compressed)):
             raise zero_in_version_2()
         kinds[zero] = _ZERO
+        hosted &= ~zero | (host != 0)
         kinds[compressed] = _COMPRESSED
 
         joined = kinds[1:] == kinds[:-1]

@@ -71,3 +71,11 @@ def test_trust_is_passed_on(imgtool: Imgtool) -> None:
     done = imgtool("convert", "--untrusted", "top.q", "out")
     assert done.status == 1
     assert done.stderr.startswith("imgtool: Could not open 'top.q': It names the backing file")
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_target_has_the_size_of_its_source(imgtool: Imgtool) -> None:
+    for size in ("5M", "512k"):
+        arguments = ("convert", "-f", "raw", "-O", "qcow2", "-o", f"size={size}")
+        assert imgtool(*arguments, "a.raw", "b.q").status == 0
+        assert "virtual size: 1 MiB" in imgtool("info", "b.q").stdout

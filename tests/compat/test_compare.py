@@ -47,7 +47,8 @@ def test_with_itself(name: str, both: Both) -> None:
 
 @pytest.mark.parametrize(
     "second",
-    ["cluster-64k", "raw-holes", "raw-full", "empty", "no-size", "cluster-4k", "zlib", "overlay", "overlay-larger", "v2-cluster-64k",
+    ["cluster-64k", "raw-holes", "raw-full", "empty", "no-size", "cluster-4k", "zlib", "overlay",
+     "overlay-larger", "v2-cluster-64k",
      "preallocated-metadata", "extended-64k", "snapshot-written"],
 )  # fmt: skip
 def test_strict(second: str, both: Both) -> None:

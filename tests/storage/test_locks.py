@@ -16,8 +16,8 @@ from imgtool.storage import locks
 from imgtool.storage.file import FileStorage
 from imgtool.storage.host import Descriptor
 from imgtool.storage.locks import READ, SHARED_READ, SHARED_WRITE, WRITE, ImageLock
-from tests.storage.hosts import without
 from tests.kit.tools import require_tool
+from tests.storage.hosts import without
 
 if not sys.platform.startswith("linux"):
     pytest.skip("only Linux has open file description locks", allow_module_level=True)

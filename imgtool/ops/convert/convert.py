@@ -27,6 +27,7 @@ def convert(
     *,
     format: str,
     options: Mapping[str, object] | None = None,
+    part: Callable[[BlockDevice], BlockDevice] | None = None,
     compress: bool = False,
     compression_level: int | None = None,
     sparse_size: int = BLOCK,
@@ -46,12 +47,12 @@ def convert(
 ) -> None:
     """Copy ``sources``, one behind the other, into ``target``.
 
-    A new image has the size of its sources, whatever ``options`` say. ``create`` false writes into
-    an image that exists and is at least as large, and leaves alone what lies behind the sources'
-    end; ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of
-    512) is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing``
-    image only what differs from it is written. ``progress`` is called with bytes done and bytes in
-    all.
+    A new image has the size of its sources, whatever ``options`` say. ``part`` is given the
+    sources as one disk, and returns what is to be copied of it. ``create`` false writes into an
+    image that exists and is at least as large, and leaves alone what lies behind the sources' end;
+    ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512)
+    is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing`` image
+    only what differs from it is written. ``progress`` is called with bytes done and bytes in all.
 
     The target is not touched before the sources have been opened and it is known that it can be
     made. If anything goes wrong, a file that this call brought into being is removed.
@@ -68,6 +69,8 @@ def convert(
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_sources(sources, opening))
+        if part is not None:
+            source = part(source)
         base = None
         if create:
             if not isinstance(target.source, (str, os.PathLike, Storage)):
@@ -125,13 +128,20 @@ def _open_existing(
     """Open the target of ``-n`` for writing."""
     writing = replace(opener, writable=True, cache=cache)
     device = writing.reference(target if target.format else replace(target, format=format))
-    if device.size < size:
+    try:
+        _refuse_smaller(device.size, size, device.name)
+    except ImageError:
         device.close()
-        raise ImageError(
-            f"The target is smaller ({device.size} bytes) than the source ({size} bytes)",
-            filename=device.name,
-        )
+        raise
     return device
+
+
+def _refuse_smaller(target_size: int, size: int, name: str) -> None:
+    if target_size < size:
+        raise ImageError(
+            f"The target is smaller ({target_size} bytes) than the source ({size} bytes)",
+            filename=name,
+        )
 
 
 def _reads_zero(device: BlockDevice) -> bool:

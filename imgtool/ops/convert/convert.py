@@ -81,6 +81,7 @@ def convert(
                 options=options,
                 opener=opening,
             )
+            _refuse_smaller(plan.size, source.size, plan.name)
             _refuse_own_source(source, plan)
             if plan.options.get("backing_file"):
                 name = beside(plan.target, file_path(plan.options["backing_file"]))
@@ -126,13 +127,20 @@ def _open_existing(
     """Open the target of ``-n`` for writing."""
     writing = replace(opener, writable=True, cache=cache)
     device = writing.reference(target if target.format else replace(target, format=format))
-    if device.size < size:
+    try:
+        _refuse_smaller(device.size, size, device.name)
+    except ImageError:
         device.close()
-        raise ImageError(
-            f"The target is smaller ({device.size} bytes) than the source ({size} bytes)",
-            filename=device.name,
-        )
+        raise
     return device
+
+
+def _refuse_smaller(target_size: int, size: int, name: str) -> None:
+    if target_size < size:
+        raise ImageError(
+            f"The target is smaller ({target_size} bytes) than the source ({size} bytes)",
+            filename=name,
+        )
 
 
 def _reads_zero(device: BlockDevice) -> bool:

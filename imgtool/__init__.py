@@ -12,17 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
-    from imgtool.api import (
-        check,
-        compare,
-        convert,
-        create,
-        hash,
-        info,
-        map,
-        measure,
-        open,
-    )
+    from imgtool.api import check, compare, convert, create, hash, info, map, measure, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (

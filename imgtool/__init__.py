@@ -14,8 +14,21 @@ TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.api import check, convert, create, info, map, open
+    from imgtool.api import (
+        apply_snapshot,
+        check,
+        convert,
+        create,
+        create_snapshot,
+        delete_snapshot,
+        info,
+        map,
+        open,
+        resize,
+        snapshots,
+    )
     from imgtool.chain import OpenPolicy, Reference, Trust
+    from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
     from imgtool.errors import (
         BadOption,
@@ -50,21 +63,40 @@ __all__ = [
     "OutOfRange",
     "ReadOnly",
     "Reference",
+    "SnapshotInfo",
     "Storage",
     "Trust",
     "UnsupportedFeature",
     "WrongFormat",
+    "apply_snapshot",
     "check",
     "convert",
     "create",
+    "create_snapshot",
+    "delete_snapshot",
     "info",
     "map",
     "open",
+    "resize",
+    "snapshots",
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "convert", "create", "info", "map", "open"),
+    "imgtool.api": (
+        "apply_snapshot",
+        "check",
+        "convert",
+        "create",
+        "create_snapshot",
+        "delete_snapshot",
+        "info",
+        "map",
+        "open",
+        "resize",
+        "snapshots",
+    ),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
+    "imgtool.description": ("SnapshotInfo",),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
         "BadOption",

@@ -19,6 +19,7 @@ from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
 
 if TYPE_CHECKING:
+    from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.ops.check import CheckReport
@@ -222,6 +223,62 @@ def map(
         max_length=max_length,
         opener=_opener(policy, share=share),
     )
+
+
+def resize(
+    source: Image,
+    size: int | str,
+    *,
+    format: str | None = None,
+    shrink: bool = False,
+    preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
+    policy: OpenPolicy | None = None,
+) -> int:
+    """Give a disk another virtual size, and return it in bytes.
+
+    ``size`` is in bytes, or text such as ``"10G"``; ``"+1G"`` and ``"-512M"`` are relative to the
+    size it has. Cutting something off needs ``shrink``. What is added reads as zeros;
+    ``preallocation`` says what is done for it.
+    """
+    from imgtool.ops.resize import resize
+
+    return resize(
+        _reference(source, format, {}),
+        size,
+        shrink=shrink,
+        preallocation=preallocation,
+        opener=_opener(policy),
+    )
+
+
+def snapshots(
+    source: Image, *, format: str | None = None, share: bool = False
+) -> list[SnapshotInfo]:
+    """List the internal snapshots of an image; none where its format has none."""
+    from imgtool.ops.snapshot import list_snapshots
+
+    return list_snapshots(_reference(source, format, {}), opener=_opener(None, share=share))
+
+
+def create_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+    """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
+    from imgtool.ops.snapshot import create_snapshot
+
+    create_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+
+
+def apply_snapshot(source: Image, snapshot: str, *, format: str | None = None) -> None:
+    """Make the disk what it was when the internal snapshot with this id, or name, was taken."""
+    from imgtool.ops.snapshot import apply_snapshot
+
+    apply_snapshot(_reference(source, format, {}), snapshot, opener=_opener(None))
+
+
+def delete_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+    """Remove the first internal snapshot of this name; what only it held becomes free."""
+    from imgtool.ops.snapshot import delete_snapshot
+
+    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None))
 
 
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:

@@ -68,6 +68,7 @@ FORMAT = Format(
         (
             "create",
             "write",
+            "resize",
             "backing",
             "compress",
             "snapshots",

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
-    from typing import Any
-
     from imgtool.api import (
         apply_snapshot,
         check,
+        compare,
         convert,
         create,
         create_snapshot,
         delete_snapshot,
+        hash,
         info,
         map,
+        measure,
         open,
         resize,
         snapshots,
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
         WrongFormat,
     )
     from imgtool.extent import Extent, Kind
-    from imgtool.format import CheckResult
+    from imgtool.format import Measurement
+    from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.storage.base import Storage
 
@@ -51,13 +54,15 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
-    "CheckResult",
+    "CheckReport",
+    "Comparison",
     "CorruptImage",
     "Extent",
     "ImageError",
     "ImageInfo",
     "InUse",
     "Kind",
+    "Measurement",
     "NotPermitted",
     "OpenPolicy",
     "OutOfRange",
@@ -70,12 +75,15 @@ __all__ = [
     "WrongFormat",
     "apply_snapshot",
     "check",
+    "compare",
     "convert",
     "create",
     "create_snapshot",
     "delete_snapshot",
+    "hash",
     "info",
     "map",
+    "measure",
     "open",
     "resize",
     "snapshots",
@@ -85,12 +93,15 @@ _HOMES = {
     "imgtool.api": (
         "apply_snapshot",
         "check",
+        "compare",
         "convert",
         "create",
         "create_snapshot",
         "delete_snapshot",
+        "hash",
         "info",
         "map",
+        "measure",
         "open",
         "resize",
         "snapshots",
@@ -110,22 +121,26 @@ _HOMES = {
         "WrongFormat",
     ),
     "imgtool.extent": ("Extent", "Kind"),
-    "imgtool.format": ("CheckResult",),
+    "imgtool.format": ("Measurement",),
+    "imgtool.ops.check": ("CheckReport",),
+    "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
     "imgtool.storage.base": ("Storage",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'imgtool' has no attribute '{name}'")
-    import importlib
+if not TYPE_CHECKING:  # so that checkers know a misspelt name when they see one
 
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'imgtool' has no attribute '{name}'")
+        import importlib
+
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -141,7 +141,8 @@ def _check_backing(
     path = beside(target, file_path(name))
     if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
-    reading = Opener(policy=opener.policy, share=opener.share, lock=opener.lock, cache=opener.cache)
+    # Only its size is read, which a guest that writes to it cannot upset.
+    reading = Opener(policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache)
     try:
         if recorded is None:
             with reading.file(path) as storage:

@@ -195,8 +195,8 @@ class Opener:
                 chosen = registry.probe(storage)
                 if self.writable and chosen.name == "raw":
                     raise ImageError(
-                        "Its format is only guessed to be raw, and a guess is not written to: "
-                        "give the format with -f",
+                        "Image format was not specified and probing guessed raw: a guess is not "
+                        "written to, so specify the 'raw' format explicitly with -f raw",
                         filename=storage.name,
                     )
             else:

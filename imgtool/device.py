@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
     from typing_extensions import Self
 
+    from imgtool.description import SnapshotInfo
     from imgtool.storage.base import Storage
 
 
@@ -73,6 +74,11 @@ class BlockDevice(abc.ABC):
     @property
     def stored_bitmaps(self) -> Sequence[StoredBitmap] | None:
         """The bitmaps that the image keeps, or None if it cannot keep any."""
+        return None
+
+    @property
+    def stored_snapshots(self) -> Sequence[SnapshotInfo] | None:
+        """The internal snapshots that the image keeps, or None if it cannot keep any."""
         return None
 
     # Reading
@@ -180,6 +186,20 @@ class BlockDevice(abc.ABC):
             raise BadOption(f"Invalid preallocation mode '{preallocation}'")
         self._resize(size, preallocation)
 
+    # Internal snapshots
+
+    def create_snapshot(self, name: str) -> None:
+        """Keep the disk as it is now as a snapshot called ``name``; names need not differ."""
+        raise self._no_snapshots()
+
+    def apply_snapshot(self, wanted: str) -> None:
+        """Make the disk what it was when the snapshot with this id, or else name, was taken."""
+        raise self._no_snapshots()
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the first snapshot of this name."""
+        raise self._no_snapshots()
+
     @abc.abstractmethod
     def close(self) -> None:
         """Flush and release everything. Closing twice is harmless."""
@@ -220,6 +240,12 @@ class BlockDevice(abc.ABC):
 
     def _cannot(self, what: str) -> ImageError:
         return ImageError(f"Images of format '{self.format}' cannot {what}", filename=self.name)
+
+    def _no_snapshots(self) -> ImageError:
+        return ImageError(
+            f"Operation not supported: images of format '{self.format}' have no snapshots",
+            filename=self.name,
+        )
 
     # Checks
 

@@ -84,6 +84,7 @@ FORMAT = Format(
         (
             "create",
             "write",
+            "resize",
             "backing",
             "compress",
             "snapshots",

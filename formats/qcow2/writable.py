@@ -399,6 +399,21 @@ class WritableQcow2(Qcow2Device):
 
         resize(self, size, preallocation)
 
+    def create_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import create_snapshot
+
+        create_snapshot(self, name)
+
+    def apply_snapshot(self, wanted: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import apply_snapshot
+
+        apply_snapshot(self, wanted)
+
+    def delete_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import delete_snapshot
+
+        delete_snapshot(self, name)
+
     def _flush_if_crowded(self) -> None:
         self.metadata.flush_if_crowded()
 

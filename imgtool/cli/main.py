@@ -34,6 +34,8 @@ COMMANDS = {
     "io": "Read, write and examine ranges of an image",
     "map": "Show where an image's data lies",
     "measure": "Calculate the file size that a new image needs",
+    "resize": "Change the size of a disk",
+    "snapshot": "List, take, apply or delete internal snapshots",
 }
 
 _INTERRUPTED = 130

@@ -414,6 +414,58 @@ def snapshots(
     return list_snapshots(_reference(source, format, {}), opener=_opener(None, share=share))
 
 
+def amend(
+    source: Image,
+    *,
+    format: str | None = None,
+    policy: OpenPolicy | None = None,
+    progress: Progress | None = None,
+    **options: object,
+) -> None:
+    """Change the options that an image was created with: ``compat="0.10"``, ``refcount_bits=8``."""
+    from imgtool.ops.amend import amend
+
+    amend(_reference(source, format, {}), options, opener=_opener(policy), progress=progress)
+
+
+def bitmap(
+    source: Image,
+    name: str,
+    *changes: Literal["add", "remove", "clear", "enable", "disable"],
+    merge: str | None = None,
+    merge_from: Image | None = None,
+    granularity: int | None = None,
+    format: str | None = None,
+) -> None:
+    """Change the persistent dirty bitmap ``name``: the ``changes`` in order, then the merge.
+
+    ``granularity`` is the bytes that one bit of an added bitmap stands for. ``merge`` is the name
+    of a bitmap whose marks are taken over, in the image itself or in ``merge_from``.
+    """
+    from imgtool.ops.bitmap import Action, Change, change_bitmap
+
+    actions = [Action(Change(change)) for change in changes]
+    if merge is not None:
+        actions.append(Action(Change.MERGE, merge))
+    change_bitmap(
+        _reference(source, format, {}),
+        name,
+        actions,
+        granularity=granularity,
+        source=None if merge_from is None else _reference(merge_from, None, {}),
+        opener=_opener(None),
+    )
+
+
+def dirty_ranges(
+    source: Image, name: str, *, format: str | None = None
+) -> Iterator[tuple[int, int]]:
+    """What the bitmap ``name`` says is dirty: ``(offset, length)`` in bytes, in order."""
+    from imgtool.ops.bitmap import dirty_ranges
+
+    return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None))
+
+
 def create_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
     """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
     from imgtool.ops.snapshot import create_snapshot

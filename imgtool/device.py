@@ -182,6 +182,8 @@ class BlockDevice(abc.ABC):
             raise ReadOnly("The disk is open read-only", filename=self.name)
         if size < 0:
             raise BadOption(f"A disk cannot have {size} bytes", filename=self.name)
+        if preallocation not in ("off", "metadata", "falloc", "full"):
+            raise BadOption(f"Invalid preallocation mode '{preallocation}'")
         self._resize(size, preallocation)
 
     # The backing image

@@ -340,6 +340,71 @@ def resize(
     )
 
 
+def commit(
+    source: Image,
+    *,
+    format: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    drop: bool = False,
+    rate_limit: int | None = None,
+    policy: OpenPolicy | None = None,
+    cache: str = "writeback",
+    progress: Progress | None = None,
+) -> None:
+    """Write what an overlay holds into its backing image, and then empty the overlay.
+
+    With ``base``, an image further down the chain, everything above it goes into that one, and
+    nothing is emptied; with ``drop`` it is not, either. ``rate_limit`` is in bytes a second.
+    """
+    from imgtool.ops.commit import commit
+
+    commit(
+        _reference(source, format, {}),
+        base=None if base is None else os.fspath(base),
+        drop=drop,
+        rate_limit=rate_limit,
+        opener=_opener(policy, cache=cache),
+        progress=progress,
+    )
+
+
+def rebase(
+    source: Image,
+    backing_file: str | os.PathLike[str] | None,
+    backing_format: str | None = None,
+    *,
+    format: str | None = None,
+    unsafe: bool = False,
+    compress: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    backing_cache: str = "writeback",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> None:
+    """Put an overlay on another backing file, or on none, with its contents unchanged.
+
+    ``backing_file`` is relative to the overlay's directory and needs ``backing_format``. What it
+    does not hold and the old one does is copied into the overlay first, with ``compress``
+    compressed. ``unsafe`` only changes what is recorded. ``warn`` is told of internal snapshots,
+    which show the new backing file from then on.
+    """
+    from imgtool.ops.rebase import rebase
+
+    rebase(
+        _reference(source, format, {}),
+        None if backing_file is None else os.fspath(backing_file),
+        backing_format,
+        unsafe=unsafe,
+        compress=compress,
+        opener=_opener(policy, share=share, cache=cache),
+        backing_cache=backing_cache,
+        progress=progress,
+        warn=warn or (lambda text: None),
+    )
+
+
 def snapshots(
     source: Image, *, format: str | None = None, share: bool = False
 ) -> list[SnapshotInfo]:

@@ -186,6 +186,23 @@ class BlockDevice(abc.ABC):
             raise BadOption(f"Invalid preallocation mode '{preallocation}'")
         self._resize(size, preallocation)
 
+    # The backing image
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        """Record another backing file, or none, and its format. It counts from the next open on.
+
+        What the disk holds is the caller's business: see :mod:`imgtool.ops.rebase`.
+        """
+        raise self._cannot("record a backing file")
+
+    def expect_other_backing(self) -> None:
+        """Store zeros as such from now on, even where the backing image has them already."""
+        raise self._cannot("record a backing file")
+
+    def make_empty(self) -> None:
+        """Let go of all that the image itself holds, so that only its backing image shows."""
+        raise self._cannot("be emptied")
+
     # Internal snapshots
 
     def create_snapshot(self, name: str) -> None:

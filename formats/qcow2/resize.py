@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
+from imgtool.formats.qcow2.emptying import drop_tables
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.options import SECTOR
-from imgtool.formats.qcow2.references import referenced
 from imgtool.schema.fields import big_endian_bytes
 from imgtool.units import align_up
 
@@ -120,21 +119,9 @@ def _shrink(device: WritableQcow2, size: int) -> None:
 
 def _forget_behind_end(device: WritableQcow2, first: int) -> None:
     """Let go of the clusters behind the disk's end, and of the L2 tables from ``first`` on."""
-    geometry, metadata = device.header.geometry, device.metadata
+    geometry = device.header.geometry
     end = first * geometry.l2_coverage
     for cluster in range(align_up(device.size, geometry.cluster_size), end, geometry.cluster_size):
         if any(device.clusters.entry(cluster)):
             device.clusters.unallocate(cluster)
-    dropped: array[int] = device.l1[first:]
-    if not any(dropped):
-        return
-    for l1_index in range(first, len(device.l1)):
-        metadata.set_l1_entry(l1_index, 0)
-    metadata.flush()
-    device.forget_tables()
-    with device.gate.drained():
-        for clusters in referenced(device.storage, device.header, dropped):
-            metadata.allocator.change_many(clusters, -1)
-            metadata.discard_freed()
-            metadata.flush_if_crowded()
-    metadata.flush()
+    drop_tables(device, first)

@@ -65,6 +65,8 @@ class WritableQcow2(Qcow2Device):
         if not fresh and header.bitmaps is not None:
             self._bitmap_store = BitmapStore(self)
         self._failure: ImageError | None = None
+        #: What is below counts for nothing, since it is about to be another image.
+        self._own_zeros = False
         self._closed = False
 
     def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
@@ -277,7 +279,9 @@ class WritableQcow2(Qcow2Device):
             self._write_runs(offset, memoryview(bytes(end - offset)))
 
     def _reads_zero(self, offset: int, end: int) -> bool:
-        return all(extent.reads_zero for extent in self._extents(offset, end - offset))
+        return not self._own_zeros and all(
+            extent.reads_zero for extent in self._extents(offset, end - offset)
+        )
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
         geometry = self.header.geometry
@@ -287,11 +291,17 @@ class WritableQcow2(Qcow2Device):
             if self.header.data_file_raw:
                 self._data.write_zeroes(offset, stop - offset, unmap=unmap)
             entry, _ = self.clusters.entry(offset)
-            if self._backing is None and not entry and not self.clusters.has_table(offset):
+            backed = self._own_zeros or (self._backing is not None and cluster < self._backing.size)
+            if (
+                not backed
+                and self._backing is None
+                and not entry
+                and not self.clusters.has_table(offset)
+            ):
                 # What is unallocated reads as zeros already: skip the rest of the missing table.
                 stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
             elif self.header.version < 3:
-                if self._backing is not None and cluster < self._backing.size:
+                if backed:
                     self._write_zero_bytes(offset, stop)
                 elif entry:
                     self.clusters.unallocate(cluster)
@@ -398,6 +408,19 @@ class WritableQcow2(Qcow2Device):
         from imgtool.formats.qcow2.resize import resize
 
         resize(self, size, preallocation)
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        from imgtool.formats.qcow2.backing import change_backing
+
+        change_backing(self, name, format)
+
+    def expect_other_backing(self) -> None:
+        self._own_zeros = True
+
+    def make_empty(self) -> None:
+        from imgtool.formats.qcow2.emptying import make_empty
+
+        make_empty(self)
 
     def create_snapshot(self, name: str) -> None:
         from imgtool.formats.qcow2.snapshot_changes import create_snapshot

@@ -16,6 +16,7 @@ from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
 from imgtool.ops.create import CreatePlan, begin, beside, plan_create
+from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
 
@@ -38,6 +39,7 @@ def convert(
     copy_offload: bool = False,
     check_space: bool = True,
     opener: Opener | None = None,
+    target_secrets: Secrets | None = None,
     target_cache: str = "unsafe",
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
@@ -47,7 +49,9 @@ def convert(
     ``create`` false writes into an image that exists and is at least as large; ``target_is_zero``
     then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512) is the shortest
     run of zeros that is not written, 0 writes everything. Over a ``backing`` image only what
-    differs from it is written. ``progress`` is called with bytes done and bytes in all.
+    differs from it is written. ``progress`` is called with bytes done and bytes in all. The
+    opener's password is the sources'; ``target_secrets`` are for the target, by default those of
+    the opener that have an id.
 
     The target is not touched before the sources have been opened and it is known that it can be
     made. If anything goes wrong, a file that this call brought into being is removed.
@@ -56,6 +60,7 @@ def convert(
     if sparse_size < 0 or sparse_size % 512:
         raise BadOption(f"The sparse size {sparse_size} is not a multiple of 512")
     opening = replace(opener or Opener(), writable=False)
+    making = replace(opening, secrets=target_secrets or replace(opening.secrets, password=None))
     chosen = registry.find(format)
     if compress and "compress" not in chosen.features:
         raise BadOption(f"Compression not supported for this file format ({chosen.name})")
@@ -75,7 +80,7 @@ def convert(
                 backing_file=backing,
                 backing_format=backing_format,
                 options=options,
-                opener=opening,
+                opener=making,
             )
             _refuse_own_source(source, plan)
             if plan.options.get("backing_file"):
@@ -86,17 +91,21 @@ def convert(
             if check_space and not compress:
                 check_free_space(plan, source, base, allocate=sparse_size == 0)
             image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
-            device, zeroed, finish = image.device, _reads_zero(image.device), image.finish
+            device, finish = image.device, image.finish
+            zeroed = image.reads_zero and _reads_zero(device)
         else:
             device = stack.enter_context(
-                _open_existing(target, format, source.size, opening, target_cache)
+                _open_existing(target, format, source.size, making, target_cache)
             )
             zeroed, finish = False, device.flush
         if compress and not device.encoded_size:
             raise BadOption(
-                "Compression and an external data file cannot be used at the same time",
+                "It cannot hold compressed data: it is encrypted, or has an external data file",
                 filename=device.name,
             )
+        if device.stores_zeros and not target_is_zero:
+            # Every zero is written anyway, so threads may as well do it along with the data.
+            sparse_size = 0
         job = CopyJob(
             source=source,
             target=device,

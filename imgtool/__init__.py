@@ -12,9 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
-    from typing import Any
-
-    from imgtool.api import check, convert, create, info, map, open
+    from imgtool.api import check, compare, convert, create, hash, info, map, measure, open
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.device import BlockDevice
     from imgtool.errors import (
@@ -29,7 +27,9 @@ if TYPE_CHECKING:
         WrongFormat,
     )
     from imgtool.extent import Extent, Kind
-    from imgtool.format import CheckResult
+    from imgtool.format import Measurement
+    from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.storage.base import Storage
 
@@ -38,13 +38,15 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
-    "CheckResult",
+    "CheckReport",
+    "Comparison",
     "CorruptImage",
     "Extent",
     "ImageError",
     "ImageInfo",
     "InUse",
     "Kind",
+    "Measurement",
     "NotPermitted",
     "OpenPolicy",
     "OutOfRange",
@@ -55,15 +57,28 @@ __all__ = [
     "UnsupportedFeature",
     "WrongFormat",
     "check",
+    "compare",
     "convert",
     "create",
+    "hash",
     "info",
     "map",
+    "measure",
     "open",
 ]
 
 _HOMES = {
-    "imgtool.api": ("check", "convert", "create", "info", "map", "open"),
+    "imgtool.api": (
+        "check",
+        "compare",
+        "convert",
+        "create",
+        "hash",
+        "info",
+        "map",
+        "measure",
+        "open",
+    ),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
@@ -78,22 +93,26 @@ _HOMES = {
         "WrongFormat",
     ),
     "imgtool.extent": ("Extent", "Kind"),
-    "imgtool.format": ("CheckResult",),
+    "imgtool.format": ("Measurement",),
+    "imgtool.ops.check": ("CheckReport",),
+    "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
     "imgtool.storage.base": ("Storage",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'imgtool' has no attribute '{name}'")
-    import importlib
+if not TYPE_CHECKING:  # so that checkers know a misspelt name when they see one
 
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'imgtool' has no attribute '{name}'")
+        import importlib
+
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
+from imgtool.units import parse_size
 
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
+    from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
     from imgtool.storage.base import Storage
@@ -191,12 +194,38 @@ def check(
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
-    result's ``messages``.
+    report's ``messages``. Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
     """
     from imgtool.ops.check import check
 
     opener = _opener(None, share=share)
     return check(_reference(source, format, options), opener=opener, report=report)
+
+
+def compare(
+    first: Image,
+    second: Image,
+    *,
+    first_format: str | None = None,
+    second_format: str | None = None,
+    strict: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare the contents of two disks, whatever formats and chains they lie in.
+
+    What the larger has more must be zeros; with ``strict`` sizes and allocation must agree as well.
+    """
+    from imgtool.ops.compare import compare
+
+    return compare(
+        _reference(first, first_format, {}),
+        _reference(second, second_format, {}),
+        strict=strict,
+        opener=_opener(policy, share=share),
+        progress=progress,
+    )
 
 
 def map(
@@ -221,6 +250,66 @@ def map(
         start_offset=start_offset,
         max_length=max_length,
         opener=_opener(policy, share=share),
+    )
+
+
+def measure(
+    source: Image | None = None,
+    *,
+    size: int | str | None = None,
+    format: str = "raw",
+    source_format: str | None = None,
+    snapshot: str | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    **options: object,
+) -> Measurement:
+    """Predict how large the file of a new image of ``format`` with these ``options`` will be.
+
+    It is to hold what ``source`` holds, or to be empty and of ``size`` bytes (or ``"10G"``).
+    """
+    from imgtool.ops.measure import measure
+
+    extra: dict[str, object] = {} if snapshot is None else {"snapshot": snapshot}
+    return measure(
+        None if source is None else _reference(source, source_format, extra),
+        size=None if size is None else parse_size(size),
+        format=format,
+        options=options,
+        opener=_opener(policy, share=share),
+    )
+
+
+def hash(
+    source: Image,
+    algorithm: str = "sha256",
+    *,
+    raw: bool = False,
+    format: str | None = None,
+    snapshot: str | None = None,
+    workers: int | None = None,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    progress: Progress | None = None,
+    **options: object,
+) -> str:
+    """Return a digest of what a disk holds, in hexadecimal: the same in every format.
+
+    It is the tree hash that docs/hash.md defines, over ``sha256``, ``sha512`` or ``blake2b``. With
+    ``raw`` it is the plain digest of the disk's bytes (``sha1`` and ``md5`` as well), for which
+    every zero is hashed.
+    """
+    from imgtool.ops.hash import hash_image
+
+    if snapshot is not None:
+        options["snapshot"] = snapshot
+    return hash_image(
+        _reference(source, format, options),
+        algorithm,
+        raw=raw,
+        workers=workers,
+        opener=_opener(policy, share=share),
+        progress=progress,
     )
 
 

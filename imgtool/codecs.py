@@ -6,6 +6,7 @@ release the GIL, and each is safe from any number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zlib
 from types import ModuleType
@@ -38,14 +39,27 @@ except ImportError:  # a platform without a wheel: zlib does it, slower
 _per_thread = threading.local()
 
 
+def check_level(method: str, level: int) -> None:
+    """Raise :class:`BadOption` for a level that ``method``, ``zlib`` or ``zstd``, does not have."""
+    lowest, highest = 0, 9
+    if method == "zstd":
+        import zstandard
+
+        lowest, highest = 1, zstandard.MAX_COMPRESSION_LEVEL
+    if not lowest <= level <= highest:
+        raise BadOption(
+            f"A {method} compression level is between {lowest} and {highest}, not {level}"
+        )
+
+
 def deflate(data: ReadableBuffer, level: int | None = None) -> bytes:
     """Compress into a raw deflate stream. Levels 0 to 9 are zlib's; None is the fast default."""
+    if level is not None:
+        check_level("zlib", level)
     if level is None and _isal is not None:
         compressor = _isal.compressobj(_isal.ISAL_BEST_COMPRESSION, _isal.DEFLATED, _WINDOW)
         return bytes(compressor.compress(data) + compressor.flush())
     chosen = zlib.Z_DEFAULT_COMPRESSION if level is None else level
-    if not -1 <= chosen <= 9:
-        raise BadOption(f"A zlib compression level is between 0 and 9, not {level}")
     plain = zlib.compressobj(chosen, zlib.DEFLATED, _WINDOW)
     return plain.compress(data) + plain.flush()
 
@@ -66,12 +80,9 @@ def zstd_compress(data: ReadableBuffer, level: int | None = None) -> bytes:
     """Compress into one zstd frame."""
     import zstandard
 
+    if level is not None:
+        check_level("zstd", level)
     chosen = DEFAULT_ZSTD_LEVEL if level is None else level
-    if not 1 <= chosen <= zstandard.MAX_COMPRESSION_LEVEL:
-        raise BadOption(
-            f"A zstd compression level is between 1 and {zstandard.MAX_COMPRESSION_LEVEL}, "
-            f"not {level}"
-        )
     # A compressor is costly to make and not safe to share.
     compressors: dict[int, zstandard.ZstdCompressor] = _per_thread.__dict__.setdefault("zstd", {})
     compressor = compressors.get(chosen)
@@ -96,9 +107,11 @@ def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
         # What a frame says of its size is memory that would be taken for it.
         declared = zstandard.get_frame_parameters(view).content_size
         if declared in (limit, zstandard.CONTENTSIZE_UNKNOWN):
-            output = decompressor.decompress(view, max_output_size=limit, allow_extra_data=True)
-            if len(output) == limit:
-                return output
+            # A frame that holds more than the limit, and does not say so, fails here.
+            with contextlib.suppress(zstandard.ZstdError):
+                output = decompressor.decompress(view, max_output_size=limit, allow_extra_data=True)
+                if len(output) == limit:
+                    return output
         return _several_frames(decompressor, view, limit)
     except zstandard.ZstdError as error:
         raise CorruptImage("Compressed data is not a zstd frame") from error

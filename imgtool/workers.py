@@ -24,10 +24,13 @@ def default_workers() -> int:
 
 
 class Workers:
-    """Threads for calls that release the GIL. Leaving the context waits for what is running."""
+    """Threads for calls that release the GIL. Leaving the context waits for what is running.
 
-    def __init__(self, count: int | None = None) -> None:
-        self.count = default_workers() if count is None else max(1, min(count, MAX_WORKERS))
+    There are ``count``, but not more than ``most``; None chooses by the processors.
+    """
+
+    def __init__(self, count: int | None = None, *, most: int = MAX_WORKERS) -> None:
+        self.count = default_workers() if count is None else max(1, min(count, most))
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="imgtool")
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import imgtool
+from imgtool.api import Image
 from imgtool.storage.memory import MemoryStorage
 
 
@@ -19,7 +20,7 @@ def test_every_name_is_there() -> None:
     assert set(imgtool.__all__) <= set(dir(imgtool))
     assert sorted(imgtool.__all__) == sorted(set(imgtool.__all__))
     with pytest.raises(AttributeError, match="no attribute 'bogus'"):
-        _ = imgtool.bogus
+        getattr(imgtool, "bogus")  # noqa: B009
 
 
 def test_type_checkers_see_what_is_loaded_lazily() -> None:
@@ -71,7 +72,7 @@ def test_sources(tmp_path: Path) -> None:
     imgtool.create(path, "1M")
     with imgtool.open(path, writable=True) as disk:
         disk.write_at(0, b"hello")
-    sources = [
+    sources: list[Image] = [
         str(path),
         path,
         io.BytesIO(path.read_bytes()),
@@ -131,6 +132,32 @@ def test_map(tmp_path: Path) -> None:
     ]
     part = imgtool.map(tmp_path / "a.qcow2", start_offset=65536, max_length=512)
     assert [(extent.offset, extent.length) for extent in part] == [(65536, 512)]
+
+
+def test_check_and_measure(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    report = imgtool.check(tmp_path / "a.qcow2")
+    assert report.clean
+    assert report.to_dict()["filename"] == str(tmp_path / "a.qcow2")
+    with pytest.raises(imgtool.ImageError, match="does not support checks"):
+        imgtool.check(MemoryStorage(bytes(512)), format="raw")
+    assert imgtool.measure(tmp_path / "a.qcow2").required == 1 << 20
+    empty = imgtool.measure(size="1M", format="qcow2")
+    assert empty[:2] == imgtool.measure(tmp_path / "a.qcow2", format="qcow2")[:2]
+    assert empty.required < empty.fully_allocated
+    with pytest.raises(imgtool.BadOption):
+        imgtool.measure()
+
+
+def test_compare(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    imgtool.create(tmp_path / "b.raw", "2M")
+    assert imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw").identical
+    assert not imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw", strict=True).identical
+    with imgtool.open(tmp_path / "b.raw", format="raw", writable=True) as disk:
+        disk.write_at(1000, b"x")
+    found = imgtool.compare(tmp_path / "a.qcow2", tmp_path / "b.raw", second_format="raw")
+    assert (found.identical, found.offset) == (False, 512)
 
 
 def test_trust(tmp_path: Path) -> None:

@@ -307,6 +307,11 @@ def _read_header(storage: Storage) -> Header:
         raise UnsupportedFeature([f"compression type {compression}"])
     if bool(compression) != bool(incompatible & Incompatible.COMPRESSION_TYPE):
         raise CorruptImage("The compression type contradicts its incompatible feature bit")
+    if autoclear & Autoclear.RAW_EXTERNAL_DATA and not (
+        incompatible & Incompatible.EXTERNAL_DATA_FILE
+    ):
+        # Zeros would go to guest offsets in a file that is kept raw, which this one is not.
+        raise CorruptImage("The external data file is said to be raw, and there is none")
     if incompatible & Incompatible.EXTENDED_L2 and fields.cluster_bits < 14:
         raise CorruptImage("Extended L2 entries need a cluster size of at least 16 KiB")
     if fields.crypt_method not in tuple(Crypt):
@@ -366,11 +371,11 @@ def _read_extensions(
         head = parse(
             schema.EXTENSION_HEAD, data[offset : offset + head_size], "A header extension", offset
         )
-        if head.type == ExtensionType.END:
-            break
         offset += head_size
         if head.length > end - offset:
             raise CorruptImage("A header extension is longer than its space", offset - head_size)
+        if head.type == ExtensionType.END:
+            break
         extensions.append(Extension(head.type, data[offset : offset + head.length]))
         offset += align_up(head.length, 8)
     return tuple(extensions), backing_file

@@ -6,6 +6,9 @@ Source: the specification's sections "Cluster mapping", "Standard Cluster Descri
 
 from __future__ import annotations
 
+import functools
+import itertools
+import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,13 +30,49 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Up to here a loop over entries beats numpy, whose import alone costs as much as 100,000 entries.
+#: Up to here a loop over entries beats numpy.
 _BULK_ENTRIES = 256
-#: Entries, or subclusters, that numpy is given at a time: a table may have four million.
+#: Importing numpy takes as long as looping over so many entries, so it is put off that long.
+_LOOPED_ENTRIES = 1_000_000
+#: Entries that numpy is given at a time: a table may have a quarter of a million.
 _BULK_STEP = 1 << 16
+
+_ALL = (1 << SUBCLUSTERS) - 1
+#: Bitmaps of clusters whose subclusters are all of one kind.
+_UNIFORM = {0: Kind.UNALLOCATED, _ALL: Kind.DATA, _ALL << SUBCLUSTERS: Kind.ZERO}
 
 _KINDS = (Kind.UNALLOCATED, Kind.ZERO, Kind.DATA, Kind.COMPRESSED)
 _UNALLOCATED, _ZERO, _DATA, _COMPRESSED = range(4)
+
+_looped = 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _subcluster_runs(bitmap: int) -> tuple[tuple[Kind, int, int], ...]:
+    """What a subcluster bitmap says: kind, first subcluster and number of subclusters, in order."""
+    kinds = [
+        Kind.ZERO
+        if bitmap >> SUBCLUSTERS + position & 1
+        else Kind.DATA
+        if bitmap >> position & 1
+        else Kind.UNALLOCATED
+        for position in range(SUBCLUSTERS)
+    ]
+    runs, first = [], 0
+    for kind, group in itertools.groupby(kinds):
+        count = len(list(group))
+        runs.append((kind, first, count))
+        first += count
+    return tuple(runs)
+
+
+def _numpy_pays(count: int) -> bool:
+    """Whether ``count`` more entries are worth numpy, given what has been done without it."""
+    global _looped
+    if "numpy" in sys.modules:
+        return True
+    _looped += count
+    return _looped > _LOOPED_ENTRIES
 
 
 @dataclass(frozen=True)
@@ -53,16 +92,14 @@ class L2Reader:
 
     def extents(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
         """Describe ``count`` clusters from entry ``first`` on, the first at guest ``offset``."""
-        units = SUBCLUSTERS if self.geometry.extended_l2 else 1
-        if count * units <= _BULK_ENTRIES:
-            one_by_one = self._extended if self.geometry.extended_l2 else self._standard
-            yield from one_by_one(table, first, count, offset)
-            return
-        bulk = self._extended_bulk if self.geometry.extended_l2 else self._standard_bulk
-        step = _BULK_STEP // units
-        for start in range(0, count, step):
-            here = offset + (start << self.geometry.cluster_bits)
-            yield from bulk(table, first + start, min(step, count - start), here)
+        if self.geometry.extended_l2:
+            yield from self._extended(table, first, count, offset)
+        elif count <= _BULK_ENTRIES or not _numpy_pays(count):
+            yield from self._standard(table, first, count, offset)
+        else:
+            for start in range(0, count, _BULK_STEP):
+                here = offset + (start << self.geometry.cluster_bits)
+                yield from self._bulk(table, first + start, min(_BULK_STEP, count - start), here)
 
     def unmapped(self, offset: int, length: int) -> Extent:
         """The extent of a range that has no L2 table."""
@@ -72,52 +109,81 @@ class L2Reader:
 
     def _standard(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
         cluster_size = self.geometry.cluster_size
-        for entry in table[first : first + count]:
-            if entry & COMPRESSED:
-                yield self._compressed(entry, offset)
-            else:
-                host = entry & L2_OFFSET_MASK
-                if host & (cluster_size - 1):
-                    raise unaligned(host)
-                if entry & ZERO_FLAG:
-                    if self.version < 3:
-                        raise zero_in_version_2()
-                    hosted = host if self._has_host(entry) else None
-                    yield self._plain(Kind.ZERO, offset, cluster_size, hosted)
-                elif self._has_host(entry):
-                    yield Extent(offset, cluster_size, Kind.DATA, self.data, host)
-                else:
-                    yield Extent(offset, cluster_size, Kind.UNALLOCATED)
-            offset += cluster_size
+        entries = table[first : first + count]
+        begin, following, step = 0, -1, 0
+        for index, entry in enumerate(entries):
+            if entry == following:
+                following += step
+                continue
+            if index:
+                yield self._run(entries[begin], offset, (index - begin) * cluster_size)
+                offset += (index - begin) * cluster_size
+            begin = index
+            step = cluster_size if self._has_host(entry) else 0
+            following = -1 if entry & COMPRESSED else entry + step
+        yield self._run(entries[begin], offset, (count - begin) * cluster_size)
+
+    def _run(self, entry: int, offset: int, length: int) -> Extent:
+        """The extent of clusters that lie one after the other, from that of ``entry`` on."""
+        if entry & COMPRESSED:
+            return self._compressed(entry, offset)
+        host = self._aligned(entry)
+        if entry & ZERO_FLAG:
+            if self.version < 3:
+                raise zero_in_version_2()
+            kind = Kind.ZERO
+        else:
+            kind = Kind.DATA if self._has_host(entry) else Kind.UNALLOCATED
+        return self._plain(kind, offset, length, host if self._has_host(entry) else None)
 
     def _extended(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
-        size = self.geometry.subcluster_size
-        for index in range(first, first + count):
-            entry, bitmap = table[2 * index], table[2 * index + 1]
-            if entry & COMPRESSED:
-                yield self._compressed(entry, offset)
-                offset += self.geometry.cluster_size
+        cluster_size = self.geometry.cluster_size
+        pairs = table[2 * first : 2 * (first + count)]
+        begin, following, step, same = 0, -1, 0, -1
+        for index in range(count):
+            entry, bitmap = pairs[2 * index], pairs[2 * index + 1]
+            if entry == following and bitmap == same:
+                following += step
                 continue
-            host = entry & L2_OFFSET_MASK
-            if host & (self.geometry.cluster_size - 1):
-                raise unaligned(host)
-            hosted = self._has_host(entry)
-            allocated, zero = bitmap & 0xFFFFFFFF, bitmap >> 32
-            if allocated & zero or (allocated and not hosted):
-                raise CorruptImage("An extended L2 entry's subcluster bitmap is invalid", host)
-            for subcluster in range(SUBCLUSTERS):
-                here = host + subcluster * size
-                if zero >> subcluster & 1:
-                    yield self._plain(Kind.ZERO, offset, size, here if hosted else None)
-                elif allocated >> subcluster & 1:
-                    yield Extent(offset, size, Kind.DATA, self.data, here)
-                else:
-                    yield self._plain(Kind.UNALLOCATED, offset, size, here if hosted else None)
-                offset += size
+            if index:
+                length = (index - begin) * cluster_size
+                yield from self._pair(pairs[2 * begin], pairs[2 * begin + 1], offset, length)
+                offset += length
+            begin, same = index, bitmap
+            step = cluster_size if self._has_host(entry) else 0
+            following = -1 if entry & COMPRESSED or bitmap not in _UNIFORM else entry + step
+        length = (count - begin) * cluster_size
+        yield from self._pair(pairs[2 * begin], pairs[2 * begin + 1], offset, length)
+
+    def _pair(self, entry: int, bitmap: int, offset: int, length: int) -> Iterator[Extent]:
+        """The extents of one cluster, or of several of the same kind that lie one after another."""
+        if entry & COMPRESSED:
+            yield self._compressed(entry, offset)
+            return
+        host, hosted = self._aligned(entry), self._has_host(entry)
+        allocated, zero = bitmap & _ALL, bitmap >> SUBCLUSTERS
+        if allocated & zero or (allocated and not hosted):
+            raise CorruptImage("An extended L2 entry's subcluster bitmap is invalid", host)
+        if bitmap in _UNIFORM:
+            yield self._plain(_UNIFORM[bitmap], offset, length, host if hosted else None)
+            return
+        size = self.geometry.subcluster_size
+        for kind, first, count in _subcluster_runs(bitmap):
+            start = first * size
+            yield self._plain(kind, offset + start, count * size, host + start if hosted else None)
+
+    def _aligned(self, entry: int) -> int:
+        host = entry & L2_OFFSET_MASK
+        if host & (self.geometry.cluster_size - 1):
+            raise unaligned(host)
+        return host
 
     def _has_host(self, entry: int) -> bool:
-        # Offset 0 is the header's, except in an external data file, where COPIED tells.
-        return bool(entry & L2_OFFSET_MASK) or (self.external_data and bool(entry & COPIED))
+        # Offset 0 is the header's, except in an external data file, where COPIED tells, and there
+        # too nothing is kept at offset 0 for zeros.
+        return bool(entry & L2_OFFSET_MASK) or (
+            self.external_data and entry & (COPIED | ZERO_FLAG) == COPIED
+        )
 
     def _plain(self, kind: Kind, offset: int, length: int, host: int | None) -> Extent:
         return Extent(offset, length, kind, None if host is None else self.data, host)
@@ -137,9 +203,7 @@ class L2Reader:
 
     # Whole tables at once
 
-    def _standard_bulk(
-        self, table: array[int], first: int, count: int, offset: int
-    ) -> Iterator[Extent]:
+    def _bulk(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
         import numpy as np
 
         entries = np.frombuffer(table, dtype=np.uint64)[first : first + count]
@@ -152,40 +216,32 @@ class L2Reader:
         if self.version < 3 and bool(np.any(zero & ~compressed)):
             raise zero_in_version_2()
         kinds[zero] = _ZERO
+        hosted &= ~zero | (host != 0)
         kinds[compressed] = _COMPRESSED
-        yield from self._runs(entries, kinds, host, hosted, self.geometry.cluster_size, offset)
 
-    def _extended_bulk(
-        self, table: array[int], first: int, count: int, offset: int
-    ) -> Iterator[Extent]:
-        import numpy as np
-
-        pairs = np.frombuffer(table, dtype=np.uint64)[2 * first : 2 * (first + count)]
-        entries, bitmaps = pairs[0::2], pairs[1::2]
-        compressed = (entries & np.uint64(COMPRESSED)) != 0
-        host = entries & np.uint64(L2_OFFSET_MASK)
-        self._check_alignment(host, compressed)
-        hosted = self._hosted(entries, host)
-        allocated, zero = bitmaps & np.uint64(0xFFFFFFFF), bitmaps >> np.uint64(32)
-        invalid = ((allocated & zero) != 0) | ((allocated != 0) & ~hosted)
-        if bool(np.any(invalid & ~compressed)):
-            raise CorruptImage("An extended L2 entry's subcluster bitmap is invalid")
-
-        bits = np.arange(SUBCLUSTERS, dtype=np.uint64)
-        size = self.geometry.subcluster_size
-        kinds = np.full((count, SUBCLUSTERS), _UNALLOCATED, dtype=np.uint8)
-        kinds[(allocated[:, None] >> bits & np.uint64(1)) != 0] = _DATA
-        kinds[(zero[:, None] >> bits & np.uint64(1)) != 0] = _ZERO
-        kinds[compressed] = _COMPRESSED
-        hosts = host[:, None] + bits * np.uint64(size)
-        yield from self._runs(
-            np.repeat(entries, SUBCLUSTERS),
-            kinds.ravel(),
-            hosts.ravel(),
-            np.repeat(hosted, SUBCLUSTERS),
-            size,
-            offset,
+        joined = kinds[1:] == kinds[:-1]
+        joined &= hosted[1:] == hosted[:-1]
+        joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(self.geometry.cluster_size))
+        joined &= ~compressed[1:]
+        starts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+        lengths: list[Any] = np.diff(starts, append=len(kinds)).tolist()
+        rows = zip(
+            kinds[starts].tolist(),
+            hosted[starts].tolist(),
+            host[starts].tolist(),
+            entries[starts].tolist(),
+            lengths,
+            strict=True,
         )
+        for kind, is_hosted, host_offset, entry, clusters in rows:
+            length = clusters * self.geometry.cluster_size
+            if kind == _COMPRESSED:
+                yield self._compressed(entry, offset)
+            elif is_hosted:
+                yield Extent(offset, length, _KINDS[kind], self.data, host_offset)
+            else:
+                yield Extent(offset, length, _KINDS[kind])
+            offset += length
 
     def _hosted(self, entries: NDArray[np.uint64], host: NDArray[np.uint64]) -> NDArray[np.bool_]:
         import numpy as np
@@ -201,46 +257,6 @@ class L2Reader:
         wrong = ((host & np.uint64(self.geometry.cluster_size - 1)) != 0) & ~compressed
         if bool(np.any(wrong)):
             raise unaligned(int(host[np.flatnonzero(wrong)[0]]))
-
-    def _runs(
-        self,
-        entries: NDArray[np.uint64],
-        kinds: NDArray[np.uint8],
-        host: NDArray[np.uint64],
-        hosted: NDArray[np.bool_],
-        size: int,
-        offset: int,
-    ) -> Iterator[Extent]:
-        """Join what lies together into extents; each unit of the arrays maps ``size`` bytes."""
-        import numpy as np
-
-        joined = kinds[1:] == kinds[:-1]
-        joined &= hosted[1:] == hosted[:-1]
-        joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(size))
-        per_cluster = self.geometry.cluster_size // size
-        encoded = kinds[1:] == _COMPRESSED
-        if bool(np.any(encoded)):
-            same_cluster = np.arange(1, len(kinds)) % per_cluster != 0
-            joined = np.where(encoded, same_cluster & (kinds[:-1] == _COMPRESSED), joined)
-        starts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-        lengths: list[Any] = np.diff(starts, append=len(kinds)).tolist()
-        rows = zip(
-            kinds[starts].tolist(),
-            hosted[starts].tolist(),
-            host[starts].tolist(),
-            entries[starts].tolist(),
-            lengths,
-            strict=True,
-        )
-        for kind, is_hosted, host_offset, entry, units in rows:
-            length = units * size
-            if kind == _COMPRESSED:
-                yield self._compressed(entry, offset)
-            elif is_hosted:
-                yield Extent(offset, length, _KINDS[kind], self.data, host_offset)
-            else:
-                yield Extent(offset, length, _KINDS[kind])
-            offset += length
 
 
 def unaligned(host: int) -> CorruptImage:

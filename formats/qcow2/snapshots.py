@@ -15,6 +15,9 @@ from imgtool.units import align_up
 
 MAX_TABLE_BYTES = 64 << 20
 MAX_EXTRA_DATA = 1024
+#: Ids and names in all, 256 bytes for each snapshot. QEMU has no such limit and writes no names as
+#: long as that; as text they can take four times their bytes.
+MAX_NAME_BYTES = 65536 * 256
 
 _HEAD = schema.SNAPSHOT_HEAD.sizeof()
 
@@ -25,7 +28,6 @@ class Snapshot:
 
     ``disk_size`` is the virtual size (bytes) when it was taken, None where the entry is too old
     to say; ``vm_clock_nsec`` counts guest nanoseconds, ``icount`` is None where not recorded.
-    ``id`` and ``name`` are decoded each time: as text, names can take four times their bytes.
     """
 
     raw_id: bytes
@@ -65,12 +67,16 @@ def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
 
 def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
     start = offset = header.snapshots_offset
+    names = 0
     for number in range(header.snapshot_count):
         what = f"Entry {number} of the snapshot table"
         data = storage.read_exact(offset, _HEAD, what)
         head = parse(schema.SNAPSHOT_HEAD, data, what, offset)
         if head.extra_data_size > MAX_EXTRA_DATA:
             raise CorruptImage(f"{what} has too much extra data", offset)
+        names += head.id_str_size + head.name_size
+        if names > MAX_NAME_BYTES:
+            raise CorruptImage("The snapshot table has too long names", start)
         length = head.extra_data_size + head.id_str_size + head.name_size
         tail = bytes(storage.read_exact(offset + _HEAD, length, what))
         extra = tail[: head.extra_data_size]

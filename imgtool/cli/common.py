@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from imgtool.chain import OpenPolicy, Trust
+from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
 from imgtool.secrets import Secrets, parse_objects
-from imgtool.units import MAX_SIZE, parse_size
+from imgtool.units import parse_size
 
 if TYPE_CHECKING:
     _SizeBase = click.ParamType[int]
@@ -41,18 +41,8 @@ SIZE = SizeType()
 
 
 def byte_count(_ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """A callback for options that count bytes; complains in qemu-img's words."""
-    if value is None:
-        return None
-    what = str(option.name).replace("_", " ")
-    try:
-        return parse_size(value)
-    except BadOption:
-        if re.fullmatch(r"-?\d+\w?", value):
-            raise BadOption(
-                f"Invalid {what} specified. Must be between 0 and {MAX_SIZE}."
-            ) from None
-        raise BadOption(f"Invalid {what} specified: '{value}'.") from None
+    """Parse the bytes that the parameter of ``option`` stands for, in qemu-img's words if wrong."""
+    return None if value is None else size(value, str(option.name).replace("_", " "))
 
 
 class Command(click.Command):

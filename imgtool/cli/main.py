@@ -21,11 +21,15 @@ from imgtool.cli.errors import ERRORS, complain, say
 #: The commands and their help lines: `imgtool --help` imports none of them. Each lives in the
 #: attribute ``command`` of the module imgtool.cli.<name>.
 COMMANDS = {
+    "bench": "Time reads or writes of an image",
     "check": "Check an image's integrity and repair it",
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",
     "create": "Create a new image",
+    "dd": "Copy blocks of an image, converting the format",
+    "hash": "Print a digest of what a disk holds, the same in every format",
     "info": "Show information about images",
+    "io": "Read, write and examine ranges of an image",
     "map": "Show where an image's data lies",
     "measure": "Calculate the file size that a new image needs",
 }

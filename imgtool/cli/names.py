@@ -61,6 +61,8 @@ def reference(
         if name.startswith("json:"):
             return _image(_nest(_parse_json(name[len("json:") :])), format, writable)
         return Reference(file_path(name), format)
+    except RecursionError:
+        raise BadOption("The options are nested too deeply").while_opening(name) from None
     except ImageError as error:
         raise error.while_opening(name) from error.__cause__
 
@@ -81,7 +83,7 @@ def _parse_json(text: str) -> Mapping[str, Any]:
 
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadOption(f"Could not parse the JSON options: {error}") from None
     if not isinstance(value, dict):
         raise BadOption("Invalid JSON object given")

@@ -7,19 +7,24 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from imgtool.progress import Progress, Throttled
 from imgtool.units import format_size
 
 
 @contextlib.contextmanager
-def shown(mode: str | None) -> Iterator[Progress | None]:
-    """Give the callback that shows progress: ``mode`` is None (nothing), "human" or "json"."""
+def shown(mode: str | None, *, stream: TextIO | None = None) -> Iterator[Progress | None]:
+    """Give the callback that shows progress: ``mode`` is None (nothing), "human" or "json".
+
+    People are shown it on ``stream``, by default stdout, as qemu-img does; programs on stderr.
+    """
     if mode is None:
         yield None
         return
-    kind = _Json if mode == "json" else _Bar if sys.stdout.isatty() else _Percent
-    display = kind()
+    stream = sys.stdout if stream is None else stream
+    kind = _Json if mode == "json" else _Bar if stream.isatty() else _Percent
+    display = kind(sys.stderr if mode == "json" else stream)
     try:
         # qemu-img's percentages come in steps of one per cent, however fast that is.
         yield display if isinstance(display, _Percent) else Throttled(display)
@@ -30,9 +35,10 @@ def shown(mode: str | None) -> Iterator[Progress | None]:
 
 
 class _Percent:
-    """``    (12.34/100%)`` on stdout, each over the last: what programs parse."""
+    """``    (12.34/100%)``, each over the last: what programs parse."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._print(0.0)
 
     def __call__(self, done: int, total: int) -> None:
@@ -42,20 +48,21 @@ class _Percent:
 
     def _print(self, percent: float) -> None:
         self._shown = percent
-        sys.stdout.write(f"    ({percent:3.2f}/100%)\r")
-        sys.stdout.flush()
+        self._stream.write(f"    ({percent:3.2f}/100%)\r")
+        self._stream.flush()
 
     def end(self, *, whole: bool) -> None:
         if whole and self._shown < 100:
             self._print(100.0)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        self._stream.write("\n")
+        self._stream.flush()
 
 
 class _Bar:
     """A bar with the rate and the time that is left, redrawn in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._started = time.monotonic()
         self._total: int | None = None
 
@@ -72,28 +79,29 @@ class _Bar:
         width = min(40, columns - len(figures) - 3)
         full = width * done // total if total else width
         bar = f"[{'=' * full}{' ' * (width - full)}]" if width >= 5 else ""
-        sys.stdout.write(f"\r{(bar + figures)[: columns - 1]}\x1b[K")
-        sys.stdout.flush()
+        self._stream.write(f"\r{(bar + figures)[: columns - 1]}\x1b[K")
+        self._stream.flush()
 
     def end(self, *, whole: bool) -> None:
         if self._total is None:
             return
         if whole:
             self(self._total, self._total)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        self._stream.write("\n")
+        self._stream.flush()
 
 
 class _Json:
-    """One JSON object a line on stderr: ``done`` and ``total`` (bytes), ``elapsed`` (seconds)."""
+    """One JSON object a line: ``done`` and ``total`` (bytes), ``elapsed`` (seconds)."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._started = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         elapsed = time.monotonic() - self._started
-        sys.stderr.write(f'{{"done": {done}, "total": {total}, "elapsed": {elapsed:.3f}}}\n')
-        sys.stderr.flush()
+        self._stream.write(f'{{"done": {done}, "total": {total}, "elapsed": {elapsed:.3f}}}\n')
+        self._stream.flush()
 
     def end(self, *, whole: bool) -> None:
         return None

@@ -154,12 +154,9 @@ def _check_backing(
     path = beside(target, file_path(name))
     if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
+    # Only its size is read, which a guest that writes to it cannot upset, and which needs no secret.
     reading = Opener(
-        policy=opener.policy,
-        share=opener.share,
-        lock=opener.lock,
-        cache=opener.cache,
-        contents=False,
+        policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache, contents=False
     )
     try:
         if recorded is None:

@@ -57,3 +57,13 @@ def test_list_is_help_too(imgtool: Imgtool) -> None:
 def test_control_characters_are_escaped(imgtool: Imgtool) -> None:
     done = imgtool("create", "a\nb.raw", "1M")
     assert done.stdout == "Formatting 'a\\nb.raw', fmt=raw size=1048576\n"
+
+
+def test_a_backing_file_may_be_in_use(imgtool: Imgtool, tmp_path: Path) -> None:
+    assert imgtool("create", "-q", "-f", "qcow2", "base.q", "1M").status == 0
+    with FileStorage.open(tmp_path / "base.q", writable=True):
+        done = imgtool("create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", "top.q")
+        assert (done.status, done.stderr) == (0, "")
+        done = imgtool("create", "-q", "-f", "qcow2", "base.q", "1M")
+        assert done.status == 1
+        assert "another process" in done.stderr

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imgtool.chain import Reference
 from imgtool.cli.names import reference
@@ -95,7 +100,8 @@ def test_refused_image_opts(options: str, reason: str) -> None:
         ("json:", "Could not parse the JSON options"),
         ("json:{", "Could not parse the JSON options"),
         ("json:[]", "Invalid JSON object"),
-        ("json:" + "[" * 100_000, "Could not parse the JSON options"),
+        ("json:" + "[" * 100_000, "nested too deeply"),
+        ("json:" + '{"file":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
         ('json:{"driver": 1, "file.filename": "a"}', "'driver' expects a string"),
         ('json:{"driver": "raw", "file.filename": 1}', "requires a file name"),
         ('json:{"driver": "raw", "file": {"filename": "a"}, "file.filename": "b"}', "given twice"),
@@ -122,3 +128,27 @@ def test_a_target_must_not_be_read_only(options: str) -> None:
         reference(name, image_opts=True, writable=True)
     off = name.replace("=on", "=off")
     assert reference(off, image_opts=True, writable=True) == Reference("a", "qcow2")
+
+
+_KEYS = st.sampled_from(
+    ("driver", "file", "backing", "data-file", "filename", "read-only", "cache", "offset")
+)
+_NAMES = st.lists(_KEYS, min_size=1, max_size=3).map(".".join)
+_VALUES = st.sampled_from(("qcow2", "raw", "file", "on", "x", ""))
+_NODES = st.recursive(
+    st.none() | st.booleans() | st.integers() | _VALUES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_NAMES, inner, max_size=4),
+)
+
+
+@given(st.dictionaries(_NAMES, _NODES, max_size=5))
+def test_no_json_name_confuses(node: dict[str, object]) -> None:
+    with contextlib.suppress(BadOption):
+        assert isinstance(reference(f"json:{json.dumps(node)}", writable=True).source, str)
+
+
+@given(st.lists(st.tuples(_NAMES, _VALUES), max_size=6))
+def test_no_option_list_confuses(pairs: list[tuple[str, str]]) -> None:
+    text = ",".join(f"{name}={value}" for name, value in pairs)
+    with contextlib.suppress(BadOption):
+        assert isinstance(reference(text, image_opts=True).source, str)

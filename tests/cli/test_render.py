@@ -11,7 +11,13 @@ from imgtool.cli.render import to_json
 
 
 def test_layout() -> None:
-    value = {"list": [1, {"a": True}], "empty": [], "none": {}, "text": "ü", "nothing": None}
+    value: dict[str, object] = {
+        "list": [1, {"a": True}],
+        "empty": [],
+        "none": {},
+        "text": "ü",
+        "nothing": None,
+    }
     assert to_json(value) == (
         "{\n"
         '    "list": [\n'

@@ -17,6 +17,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imgtool.chain import Reference
+from imgtool.ops.map import extent_dict, map_image
 from tests.kit import referee
 from tests.kit.disks import check_extents, check_reads, check_threads, open_disk
 from tests.kit.effort import effort
@@ -216,6 +218,12 @@ def test_random_images(chain: tuple[Layer, ...]) -> None:
     with images(chain) as made:
         for image in made:
             check_image(image, oracle=image.oracle)
+            mapped = [extent_dict(extent) for extent in map_image(Reference(image.path, "qcow2"))]
+            assert mapped == [
+                {key: value for key, value in entry.items() if key != "filename"}
+                for entry in referee.mapping(image.path)
+                if entry["length"]
+            ]
         top = made[-1]
         for number, (name, oracle) in enumerate(top.snapshots):
             check_image(top, snapshot=name, oracle=oracle)

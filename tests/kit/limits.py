@@ -18,11 +18,14 @@ MiB = 1 << 20
 MEMORY = 256 * MiB
 SECONDS = 2.0
 
+#: Seconds of the clock after which a process is taken to hang, however busy the machine is.
+_PATIENCE = 300
+
 Result = TypeVar("Result")
 
 
 class Cost(NamedTuple):
-    """What a piece of work took: seconds of the clock, and bytes of memory at its peak."""
+    """What a piece of work took: seconds of the processor, and bytes of memory at its peak."""
 
     seconds: float
     memory: int
@@ -32,7 +35,8 @@ def measure(work: Callable[[], Result], *, ceiling: int = 1 << 30) -> tuple[Resu
     """Run ``work`` in a forked process and return its result with its cost.
 
     The process may take ``ceiling`` bytes of address space more than it begins with, so that what
-    goes wrong does not take the machine with it. What ``work`` raises, fails the test.
+    goes wrong does not take the machine with it. What ``work`` raises, fails the test, and so does
+    work that waits for something for ever.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -40,6 +44,9 @@ def measure(work: Callable[[], Result], *, ceiling: int = 1 << 30) -> tuple[Resu
     process.start()
     sender.close()
     try:
+        if not receiver.poll(_PATIENCE):
+            process.kill()
+            raise AssertionError(f"nothing came of it in {_PATIENCE} s")
         answer = receiver.recv()
     except EOFError:
         process.join()
@@ -66,13 +73,13 @@ def _child(work: Callable[[], object], sender: Connection, ceiling: int) -> None
     resource.setrlimit(
         resource.RLIMIT_AS, (_status("VmSize") + ceiling, resource.getrlimit(resource.RLIMIT_AS)[1])
     )
-    before, start = _status("VmRSS"), time.monotonic()
+    before, start = _status("VmRSS"), time.process_time()
     try:
         result = work()
     except BaseException:
         sender.send((traceback.format_exc(), None, None))
     else:
-        cost = Cost(time.monotonic() - start, _status("VmHWM") - before)
+        cost = Cost(time.process_time() - start, _status("VmHWM") - before)
         sender.send((None, result, cost))
     finally:
         sender.close()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from imgtool import registry
+from imgtool import codecs, registry
 from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
@@ -19,6 +19,9 @@ from imgtool.ops.create import CreatePlan, begin, beside, plan_create
 from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
+_NO_COMPRESSION = "Compression and an external data file cannot be used at the same time"
+_NO_ENCRYPTION = "Compression and encryption not supported at the same time"
+
 
 def convert(
     sources: Sequence[Reference],
@@ -26,6 +29,7 @@ def convert(
     *,
     format: str,
     options: Mapping[str, object] | None = None,
+    part: Callable[[BlockDevice], BlockDevice] | None = None,
     compress: bool = False,
     compression_level: int | None = None,
     sparse_size: int = BLOCK,
@@ -46,12 +50,14 @@ def convert(
 ) -> None:
     """Copy ``sources``, one behind the other, into ``target``.
 
-    ``create`` false writes into an image that exists and is at least as large; ``target_is_zero``
-    then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512) is the shortest
-    run of zeros that is not written, 0 writes everything. Over a ``backing`` image only what
-    differs from it is written. ``progress`` is called with bytes done and bytes in all. The
-    opener's password is the sources'; ``target_secrets`` are for the target, by default those of
-    the opener that have an id.
+    A new image has the size of its sources, whatever ``options`` say. ``part`` is given the
+    sources as one disk, and returns what is to be copied of it. ``create`` false writes into an
+    image that exists and is at least as large, and leaves alone what lies behind the sources' end;
+    ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512)
+    is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing`` image
+    only what differs from it is written. ``progress`` is called with bytes done and bytes in all.
+    The opener's password is the sources'; ``target_secrets`` are for the target, by default those
+    of the opener that have an id.
 
     The target is not touched before the sources have been opened and it is known that it can be
     made. If anything goes wrong, a file that this call brought into being is removed.
@@ -69,25 +75,29 @@ def convert(
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_sources(sources, opening))
+        if part is not None:
+            source = part(source)
         base = None
         if create:
             if not isinstance(target.source, (str, os.PathLike, Storage)):
                 raise BadOption("A new image is made in a file or a storage")
             plan = plan_create(
                 target.source,
-                None if options and options.get("size") is not None else source.size,
+                source.size,
                 format=format,
                 backing_file=backing,
                 backing_format=backing_format,
-                options=options,
+                options={name: value for name, value in (options or {}).items() if name != "size"},
                 opener=making,
             )
-            _refuse_own_source(source, plan)
+            if compress:
+                _judge_compression(plan, compression_level)
             if plan.options.get("backing_file"):
                 name = beside(plan.target, file_path(plan.options["backing_file"]))
                 base = stack.enter_context(
                     opening.reference(Reference(name, plan.options["backing_fmt"]))
                 )
+            _refuse_files_in_use(plan, source, base)
             if check_space and not compress:
                 check_free_space(plan, source, base, allocate=sparse_size == 0)
             image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
@@ -98,11 +108,8 @@ def convert(
                 _open_existing(target, format, source.size, making, target_cache)
             )
             zeroed, finish = False, device.flush
-        if compress and not device.encoded_size:
-            raise BadOption(
-                "It cannot hold compressed data: it is encrypted, or has an external data file",
-                filename=device.name,
-            )
+            if compress:
+                _try_compression(device, compression_level)
         if device.stores_zeros and not target_is_zero:
             # Every zero is written anyway, so threads may as well do it along with the data.
             sparse_size = 0
@@ -131,13 +138,20 @@ def _open_existing(
     """Open the target of ``-n`` for writing."""
     writing = replace(opener, writable=True, cache=cache)
     device = writing.reference(target if target.format else replace(target, format=format))
-    if device.size < size:
+    try:
+        _refuse_smaller(device.size, size, device.name)
+    except ImageError:
         device.close()
-        raise ImageError(
-            f"The target is smaller ({device.size} bytes) than the source ({size} bytes)",
-            filename=device.name,
-        )
+        raise
     return device
+
+
+def _refuse_smaller(target_size: int, size: int, name: str) -> None:
+    if target_size < size:
+        raise ImageError(
+            f"The target is smaller ({target_size} bytes) than the source ({size} bytes)",
+            filename=name,
+        )
 
 
 def _reads_zero(device: BlockDevice) -> bool:
@@ -166,17 +180,45 @@ def _open_sources(sources: Sequence[Reference], opener: Opener) -> BlockDevice:
     return devices[0] if len(devices) == 1 else ConcatDevice(devices)
 
 
-def _refuse_own_source(source: BlockDevice, plan: CreatePlan) -> None:
+def _judge_compression(plan: CreatePlan, level: int | None) -> None:
+    """Refuse, before a file is made, what the new image could not compress."""
+    if plan.options.get("data_file") is not None:
+        raise BadOption(_NO_COMPRESSION, filename=plan.name)
+    if plan.options.get("encrypt.format") is not None or plan.options.get("encryption"):
+        raise BadOption(_NO_ENCRYPTION, filename=plan.name)
+    if level is not None:
+        codecs.check_level(plan.options.get("compression_type", "zlib"), level)
+
+
+def _try_compression(device: BlockDevice, level: int | None) -> None:
+    """Refuse, before anything is written, what an existing image can't compress."""
+    if not device.encoded_size:
+        outside = "data-file" in device.children
+        raise BadOption(_NO_COMPRESSION if outside else _NO_ENCRYPTION, filename=device.name)
+    device.encode(bytes(device.encoded_size), level)
+
+
+def _refuse_files_in_use(plan: CreatePlan, source: BlockDevice, base: BlockDevice | None) -> None:
     """Refuse to overwrite a file that is being read; locks alone would not see it with -U."""
-    if isinstance(plan.target, Storage):
-        target = plan.target.identity
-    elif os.path.exists(plan.target):
-        status = os.stat(plan.target)
-        target = (status.st_dev, status.st_ino)
-    else:
-        return
-    if target in set(_identities(source)):
-        raise BadOption("The target is one of the source's own files", filename=plan.name)
+    read = set(_identities(source))
+    if base is not None:
+        read.update(_identities(base))
+    made = [plan.target]
+    if plan.options.get("data_file") is not None:
+        made.append(beside(plan.target, plan.options["data_file"]))
+    for file in made:
+        if isinstance(file, Storage):
+            found: object = file.identity
+        elif os.path.exists(file):
+            status = os.stat(file)
+            found = (status.st_dev, status.st_ino)
+        else:
+            continue
+        if found in read:
+            raise BadOption(
+                "The target would overwrite a file that is being read",
+                filename=file if isinstance(file, str) else file.name,
+            )
 
 
 def _identities(device: BlockDevice) -> Iterator[object]:

@@ -427,6 +427,21 @@ def test_external_data_file(extended: bool) -> None:
         assert found == {"disk.data"}
 
 
+@pytest.mark.parametrize("clusters", [2, 400])
+def test_zero_cluster_at_the_start_of_an_external_data_file(clusters: int) -> None:
+    """Offset 0 is a place for data there, but for zeros it says that there is none."""
+    builder = ImageBuilder(clusters << 12, cluster_bits=12, external=True)
+    builder.zero(0, host=True)
+    builder.zero(1, host=True)
+    data = MemoryStorage(builder.data_file)
+    children = {"data-file": Reference(data)}
+    with open_disk(MemoryStorage(builder.build()), children=children) as device:
+        first, second, *_ = device.extents()
+        assert (first.length, first.kind, first.host_offset) == (4096, Kind.ZERO, None)
+        assert (second.length, second.kind, second.host_offset) == (4096, Kind.ZERO, 4096)
+        check_reads(device, builder.expected())
+
+
 def test_compressed_cluster_beside_an_external_data_file() -> None:
     builder = ImageBuilder(2 << 16)
     builder.compressed(0)

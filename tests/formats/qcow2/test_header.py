@@ -92,6 +92,15 @@ FIELD_LIMITS = [
     ("cluster-bits", {"cluster_bits": 16}, {"cluster_bits": 0}, CorruptImage),
     ("cluster-bits", {"cluster_bits": 16}, {"cluster_bits": 0xFFFFFFFF}, CorruptImage),
     ("compression", {}, {"incompatible_features": qcow2.COMPRESSION}, CorruptImage),
+    (
+        "raw-data-file",
+        {
+            "incompatible_features": qcow2.EXTERNAL_DATA,
+            "autoclear_features": qcow2.RAW_EXTERNAL,
+        },
+        {"incompatible_features": 0},
+        CorruptImage,
+    ),
 ]
 
 
@@ -216,6 +225,13 @@ def test_extension_that_just_fits() -> None:
     for length in (room + 1, 0x7FFFFFFF, 0xFFFFFFFF):
         with pytest.raises(CorruptImage, match="longer than its space"):
             header_of(put(image, 104, struct.pack(">II", 0x12345678, length)))
+
+
+def test_length_of_the_end_of_the_extensions() -> None:
+    end = struct.pack(">II", 0, 512 - 104 - 8)
+    assert header_of(put(built(cluster_bits=9), 104, end)).extensions == ()
+    with pytest.raises(CorruptImage, match="longer than its space"):
+        header_of(put(built(cluster_bits=9), 104, struct.pack(">II", 0, 512 - 104 - 7)))
 
 
 def test_extensions_end_where_the_backing_name_begins() -> None:

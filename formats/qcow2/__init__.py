@@ -19,6 +19,7 @@ FORMAT = Format(
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
     measurer="imgtool.formats.qcow2.measure:measure",
+    bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
     describer="imgtool.formats.qcow2.describe:describe",
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(

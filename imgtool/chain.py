@@ -179,7 +179,7 @@ class Opener:
     @property
     def unlocks(self) -> bool:
         """Whether encrypted images are opened with their secrets."""
-        return self.follow and self.contents
+        return self.writable or (self.follow and self.contents)
 
     def file(self, path: str) -> Storage:
         """Open the host file at ``path`` as this opener says."""

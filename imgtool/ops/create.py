@@ -154,7 +154,7 @@ def _check_backing(
     path = beside(target, file_path(name))
     if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
-    # Only its size is read, which a guest that writes to it cannot upset, and which needs no secret.
+    # Only its size is read: no guest that writes to it can upset that, and it needs no secret.
     reading = Opener(
         policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache, contents=False
     )

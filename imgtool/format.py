@@ -125,14 +125,26 @@ class Bitmaps(Protocol):
         """The dirty ranges as ``(offset, length)`` in bytes, in order."""
 
 
+class Amend(Protocol):
+    """Changes an open, writable image as ``options`` of the format's amend table say."""
+
+    def __call__(
+        self,
+        device: BlockDevice,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> None: ...
+
+
 class NewImage(abc.ABC):
     """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
 
     :meth:`finish` writes the structure that makes it an image, last of all. Closing without it
-    leaves a file that no format claims.
+    leaves a file that no format claims. ``reads_zero`` says whether what is never written does.
     """
 
     device: BlockDevice
+    reads_zero: bool = True
 
     @abc.abstractmethod
     def finish(self) -> None:
@@ -193,8 +205,8 @@ class Format:
     be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
     ``checker``, ``measurer`` and ``describer`` name functions as ``module:function``; an empty one
     says that the format lacks the operation. ``features`` lists what the driver can do: ``create``,
-    ``write``, ``resize``, ``backing``, ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``,
-    ``data-file``.
+    ``write``, ``encrypt``, ``resize``, ``backing``, ``compress``, ``snapshots``, ``bitmaps``,
+    ``zero-clusters``, ``data-file``.
     """
 
     name: str
@@ -207,9 +219,11 @@ class Format:
     measurer: str = ""
     describer: str = ""
     bitmapper: str = ""
+    amender: str = ""
     aliases: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     create_options: OptionTable = field(default_factory=OptionTable)
+    amend_options: OptionTable = field(default_factory=OptionTable)
     open_options: OptionTable = field(default_factory=OptionTable)
     features: frozenset[str] = frozenset()
 
@@ -235,6 +249,10 @@ class Format:
     def load_measurer(self) -> Measure | None:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
+
+    def load_amender(self) -> Amend | None:
+        """Import the function that changes an open image's options; None if there is none."""
+        return cast("Amend", _load(self.amender)) if self.amender else None
 
     def load_bitmapper(self) -> Callable[[BlockDevice], Bitmaps] | None:
         """Import the function that gives an open image's bitmaps; None if there are none."""

@@ -1,5 +1,6 @@
 """qcow2: QEMU's copy-on-write format, versions 2 and 3."""
 
+from imgtool.crypto.luks_options import volume_options
 from imgtool.format import Format
 from imgtool.options import Option, OptionTable
 
@@ -19,11 +20,19 @@ FORMAT = Format(
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
     measurer="imgtool.formats.qcow2.measure:measure",
+    amender="imgtool.formats.qcow2.amend:amend",
     bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
     describer="imgtool.formats.qcow2.describe:describe",
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(
         (
+            Option(
+                "encryption",
+                "bool (on/off)",
+                "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=luks)",
+            ),
+            Option("encrypt.format", "str", "Encrypt the image, format choices: 'luks'"),
+            *volume_options("encrypt.", "ID of the secret that provides the LUKS passphrase"),
             Option("cluster_size", "size", "qcow2 cluster size", default=65536),
             Option("extended_l2", "bool (on/off)", "Extended L2 tables", default="off"),
             Option(
@@ -58,17 +67,35 @@ FORMAT = Format(
             ),
         )
     ),
+    amend_options=OptionTable(
+        (
+            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+            Option("data_file", "str", "File name of an external data file"),
+            Option(
+                "data_file_raw",
+                "bool (on/off)",
+                "The external data file must stay valid as a raw image",
+            ),
+            Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
+            Option("refcount_bits", "num", "Width of a reference count entry in bits"),
+            Option("size", "size", "Virtual disk size"),
+        )
+    ),
     open_options=OptionTable(
         (
             Option("snapshot", "str", "Id or name of the internal snapshot to open"),
             Option("snapshot.id", "str", "Id of the internal snapshot to open"),
             Option("snapshot.name", "str", "Name of the internal snapshot to open"),
+            Option("encrypt.format", "str", "How the image must be encrypted: 'luks' or 'aes'"),
+            Option("encrypt.key-secret", "str", "ID of the secret that unlocks it", secret=True),
         )
     ),
     features=frozenset(
         (
             "create",
             "write",
+            "resize",
+            "encrypt",
             "backing",
             "compress",
             "snapshots",

@@ -104,6 +104,11 @@ class WritableQcow2(Qcow2Device):
             yield from extents
             offset = stop
 
+    def _decode(self, extent: Extent) -> bytes:
+        # Decoded clusters are not kept: their host cluster may come to hold something else.
+        assert extent.host_offset is not None
+        return self._decompress(extent.host_offset, extent.encoded_length)
+
     # Changing
 
     @contextlib.contextmanager
@@ -262,31 +267,46 @@ class WritableQcow2(Qcow2Device):
         return all(extent.reads_zero for extent in self._extents(offset, end - offset))
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
-        geometry = self.header.geometry
+        """Make whole subclusters zero, one L2 table after the other."""
+        coverage = self.header.geometry.l2_coverage
         while offset < end:
-            cluster = align_down(offset, geometry.cluster_size)
-            stop = min(end, cluster + geometry.cluster_size)
+            stop = min(end, align_down(offset, coverage) + coverage)
             if self.header.data_file_raw:
-                self._data.write_zeroes(offset, stop - offset, unmap=unmap)
-            entry, _ = self.clusters.entry(offset)
-            if self._backing is None and not entry and not self.clusters.has_table(offset):
-                # What is unallocated reads as zeros already: skip the rest of the missing table.
-                stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
-            elif self.header.version < 3:
-                if self._backing is not None and cluster < self._backing.size:
-                    self._write_zero_bytes(offset, stop)
-                elif entry:
-                    self.clusters.unallocate(cluster)
-            elif not geometry.extended_l2:
-                self.clusters.make_zero(cluster, unmap=unmap)
-            elif entry & COMPRESSED and stop - offset < geometry.cluster_size:
-                self._write_zero_bytes(offset, stop)
-            else:
-                self.clusters.make_subclusters_zero(
-                    cluster, offset - cluster, stop - cluster, unmap=unmap
-                )
+                self._data.write_zeroes(offset, min(stop, self._size) - offset, unmap=unmap)
+            # Without a backing image, what has no L2 table reads as zeros already.
+            if self._backing is not None or self.clusters.has_table(offset):
+                self._zero_in_table(offset, stop, unmap)
+                self._flush_if_crowded()
             offset = stop
-            self._flush_if_crowded()
+
+    def _zero_in_table(self, offset: int, end: int, unmap: bool) -> None:
+        size = self.header.geometry.cluster_size
+        backing = self._backing
+        if self.header.version < 3 and backing is not None:
+            # There is no zero flag, so over the backing image zeros are data like any other.
+            shown = min(end, align_up(backing.size, size))
+            for cluster in range(offset, shown, size):
+                self._write_zero_bytes(cluster, cluster + size)
+                self._flush_if_crowded()
+            offset, backing = max(offset, shown), None
+        start, stop = align_up(offset, size), align_down(end, size)
+        if start > stop:
+            self._zero_subclusters(offset, end)
+            return
+        self._zero_subclusters(offset, start)
+        if start < stop:
+            self.clusters.make_zero(start, stop, unmap=unmap, backed=backing is not None)
+        self._zero_subclusters(stop, end)
+
+    def _zero_subclusters(self, offset: int, end: int) -> None:
+        """Make a part of one cluster zero."""
+        if offset >= end:
+            return
+        entry, bitmap = self.clusters.entry(offset)
+        if entry & COMPRESSED:
+            self._write_zero_bytes(offset, end)
+        elif entry or bitmap or self._backing is not None:
+            self.clusters.make_subclusters_zero(offset, end)
 
     def _discard(self, offset: int, length: int) -> None:
         """Give whole clusters back; they read as zeros afterwards."""
@@ -313,7 +333,7 @@ class WritableQcow2(Qcow2Device):
     def write_encoded(self, offset: int, encoded: bytes) -> None:
         """Pack ``encoded`` behind the compressed cluster before it."""
         geometry = self.header.geometry
-        self._check_write(offset, min(geometry.cluster_size, self._size - offset))
+        self._check_write(offset, max(1, min(geometry.cluster_size, self._size - offset)))
         with self._changing():
             self._flush_if_crowded()
             self.metadata.l2_table(offset // geometry.l2_coverage)

@@ -148,7 +148,8 @@ class Opener:
 
     ``follow`` false opens the one file alone, for its metadata: drivers then have neither backing
     image nor data file, and reading what lies there raises. ``share`` takes no lock that excludes
-    others; ``cache`` is one of qemu's cache modes. ``trail`` identifies the images above, and
+    others; ``cache`` is one of qemu's cache modes. Backing images are opened read-only, but for the
+    one at ``writable_depth`` (1 is the nearest). ``trail`` identifies the images above, and
     ``overrides`` are the user's own words on what the image being opened would name.
     """
 
@@ -158,6 +159,7 @@ class Opener:
     share: bool = False
     lock: bool = True
     cache: str = "writeback"
+    writable_depth: int | None = None
     trail: tuple[Hashable, ...] = ()
     overrides: Mapping[str, Reference | None] = field(default_factory=dict)
 
@@ -195,8 +197,8 @@ class Opener:
                 chosen = registry.probe(storage)
                 if self.writable and chosen.name == "raw":
                     raise ImageError(
-                        "Its format is only guessed to be raw, and a guess is not written to: "
-                        "give the format with -f",
+                        "Image format was not specified and probing guessed raw: a guess is not "
+                        "written to, so specify the 'raw' format explicitly with -f raw",
                         filename=storage.name,
                     )
             else:
@@ -229,7 +231,7 @@ class Opener:
         name: str | None,
         format: str | None,
     ) -> BlockDevice | None:
-        """Open the backing image that ``image`` calls ``name``, read-only; None if it has none.
+        """Open the backing image that ``image`` calls ``name``; None if it has none.
 
         A recorded ``format`` is used as it is. Where none is recorded the file must be raw: what
         looks like anything else is refused, never opened as what it claims to be.
@@ -243,7 +245,8 @@ class Opener:
         format: str | None,
     ) -> BlockDevice | None:
         """Open the backing image as :meth:`backing` does, even if names are not followed."""
-        below = replace(self, writable=False, overrides={})
+        writable = len(self.trail) == self.writable_depth
+        below = replace(self, writable=writable, overrides={})
         if "backing" in self.overrides:
             given = self.overrides["backing"]
             return None if given is None else below.reference(given)
@@ -259,12 +262,12 @@ class Opener:
             ) from error
         if format is None:
             guessed = registry.probe(storage)
-            if guessed.name != "raw":
+            if writable or guessed.name != "raw":
                 storage.close()
                 raise NotPermitted(
                     f"It records no format for its backing file '{name}', which looks like "
                     f"{guessed.name}; record it: "
-                    f"qemu-img rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
+                    f"imgtool rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
                     filename=image.name,
                 )
         return below.image(storage, format or "raw")

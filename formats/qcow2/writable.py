@@ -22,6 +22,7 @@ from imgtool.device import BlockDevice, Limits
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
+from imgtool.formats.qcow2.bitmap_store import BitmapStore
 from imgtool.formats.qcow2.cluster_map import ClusterMap
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header
@@ -60,7 +61,12 @@ class WritableQcow2(Qcow2Device):
         self.gate = Gate()
         self._allocator = allocator
         self._use_tables(self._tables, fresh)
+        self._bitmap_store: BitmapStore | None = None
+        if not fresh and header.bitmaps is not None:
+            self._bitmap_store = BitmapStore(self)
         self._failure: ImageError | None = None
+        #: What is below counts for nothing, since it is about to be another image.
+        self._own_zeros = False
         self._closed = False
 
     def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
@@ -111,6 +117,17 @@ class WritableQcow2(Qcow2Device):
 
     # Changing
 
+    @property
+    def bitmap_store(self) -> BitmapStore:
+        """The persistent bitmaps, for changing; what is changed is stored when the disk closes."""
+        if self._bitmap_store is None:
+            self._bitmap_store = BitmapStore(self)
+        return self._bitmap_store
+
+    def _note_write(self, offset: int, length: int) -> None:
+        if self._bitmap_store is not None:
+            self._bitmap_store.note_write(offset, length)
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the write lock. A write that would hit metadata marks the image corrupt."""
@@ -134,6 +151,7 @@ class WritableQcow2(Qcow2Device):
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
         with self._changing():
+            self._note_write(offset, length)
             self._flush_if_crowded()
             return list(self._reserve_runs(offset, length))
 
@@ -177,6 +195,7 @@ class WritableQcow2(Qcow2Device):
 
     def _write(self, offset: int, view: memoryview) -> None:
         with self._changing():
+            self._note_write(offset, len(view))
             self._write_runs(offset, view)
             self._flush_if_crowded()
 
@@ -249,6 +268,7 @@ class WritableQcow2(Qcow2Device):
         whole_end = align_down(end, granularity) if end < self._size else align_up(end, granularity)
         whole = align_up(offset, granularity)
         with self._changing():
+            self._note_write(offset, length)
             if whole >= whole_end:
                 self._write_zero_bytes(offset, end)
             else:
@@ -264,7 +284,14 @@ class WritableQcow2(Qcow2Device):
             self._write_runs(offset, memoryview(bytes(end - offset)))
 
     def _reads_zero(self, offset: int, end: int) -> bool:
-        return all(extent.reads_zero for extent in self._extents(offset, end - offset))
+        return not self._own_zeros and all(
+            extent.reads_zero for extent in self._extents(offset, end - offset)
+        )
+
+    @property
+    def _shows_below(self) -> bool:
+        """Whether what is unallocated may hold something else than zeros, now or soon."""
+        return self._backing is not None or self._own_zeros
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
         """Make whole subclusters zero, one L2 table after the other."""
@@ -273,29 +300,30 @@ class WritableQcow2(Qcow2Device):
             stop = min(end, align_down(offset, coverage) + coverage)
             if self.header.data_file_raw:
                 self._data.write_zeroes(offset, min(stop, self._size) - offset, unmap=unmap)
-            # Without a backing image, what has no L2 table reads as zeros already.
-            if self._backing is not None or self.clusters.has_table(offset):
+            if self._shows_below or self.clusters.has_table(offset):
                 self._zero_in_table(offset, stop, unmap)
                 self._flush_if_crowded()
             offset = stop
 
     def _zero_in_table(self, offset: int, end: int, unmap: bool) -> None:
         size = self.header.geometry.cluster_size
-        backing = self._backing
-        if self.header.version < 3 and backing is not None:
+        below = self._shows_below
+        if below and self.header.version < 3:
             # There is no zero flag, so over the backing image zeros are data like any other.
-            shown = min(end, align_up(backing.size, size))
+            shown = end
+            if self._backing is not None and not self._own_zeros:
+                shown = min(end, align_up(self._backing.size, size))
             for cluster in range(offset, shown, size):
                 self._write_zero_bytes(cluster, cluster + size)
                 self._flush_if_crowded()
-            offset, backing = max(offset, shown), None
+            offset, below = max(offset, shown), False
         start, stop = align_up(offset, size), align_down(end, size)
         if start > stop:
             self._zero_subclusters(offset, end)
             return
         self._zero_subclusters(offset, start)
         if start < stop:
-            self.clusters.make_zero(start, stop, unmap=unmap, backed=backing is not None)
+            self.clusters.make_zero(start, stop, unmap=unmap, backed=below)
         self._zero_subclusters(stop, end)
 
     def _zero_subclusters(self, offset: int, end: int) -> None:
@@ -305,7 +333,7 @@ class WritableQcow2(Qcow2Device):
         entry, bitmap = self.clusters.entry(offset)
         if entry & COMPRESSED:
             self._write_zero_bytes(offset, end)
-        elif entry or bitmap or self._backing is not None:
+        elif entry or bitmap or self._shows_below:
             self.clusters.make_subclusters_zero(offset, end)
 
     def _discard(self, offset: int, length: int) -> None:
@@ -335,6 +363,7 @@ class WritableQcow2(Qcow2Device):
         geometry = self.header.geometry
         self._check_write(offset, max(1, min(geometry.cluster_size, self._size - offset)))
         with self._changing():
+            self._note_write(offset, min(geometry.cluster_size, self._size - offset))
             self._flush_if_crowded()
             self.metadata.l2_table(offset // geometry.l2_coverage)
             host = self._packer.place(len(encoded))
@@ -351,6 +380,41 @@ class WritableQcow2(Qcow2Device):
             self._tables.use(l1)
             self._size = size
 
+    @property
+    def allocator(self) -> Allocator:
+        """Where host clusters come from."""
+        return self._allocator
+
+    def use_allocator(self, allocator: Allocator) -> None:
+        """Take host clusters from another allocator, the header naming its table already."""
+        allocator.guard = self._allocator.guard
+        self._allocator = allocator
+        self._use_tables(self._tables, fresh=False)
+
+    def own_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What this image itself maps of a range, whatever lies below it."""
+        return self._map(offset, length)
+
+    def unallocate(self, offset: int, length: int) -> None:
+        """Leave whole clusters to what is below, or to zeros."""
+        with self._changing():
+            for cluster in range(offset, offset + length, self.header.geometry.cluster_size):
+                if any(self.clusters.entry(cluster)):
+                    self.clusters.unallocate(cluster)
+            self._flush_if_crowded()
+
+    def allocate_zeroes(self, offset: int, length: int) -> None:
+        """Back whole clusters with host clusters that hold zeros."""
+        with self._changing():
+            extents = list(self._reserve_runs(offset, length))
+            for extent in extents:
+                assert extent.host_offset is not None
+                size = align_up(extent.length, self.header.geometry.cluster_size)
+                self._data.write_zeroes(extent.host_offset, size)
+            for extent in extents:
+                self.clusters.link(extent)
+            self._flush_if_crowded()
+
     def forget_tables(self) -> None:
         """Read L2 tables anew: they have been changed where they lie."""
         with self.clusters.lock:
@@ -365,6 +429,34 @@ class WritableQcow2(Qcow2Device):
 
         resize(self, size, preallocation)
 
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        from imgtool.formats.qcow2.backing import change_backing
+
+        change_backing(self, name, format)
+
+    def expect_other_backing(self) -> None:
+        self._own_zeros = True
+
+    def make_empty(self) -> None:
+        from imgtool.formats.qcow2.emptying import make_empty
+
+        make_empty(self)
+
+    def create_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import create_snapshot
+
+        create_snapshot(self, name)
+
+    def apply_snapshot(self, wanted: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import apply_snapshot
+
+        apply_snapshot(self, wanted)
+
+    def delete_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import delete_snapshot
+
+        delete_snapshot(self, name)
+
     def _flush_if_crowded(self) -> None:
         self.metadata.flush_if_crowded()
 
@@ -377,6 +469,8 @@ class WritableQcow2(Qcow2Device):
         with self._changing():
             self.metadata.flush()
             self.metadata.finish()
+            if self._bitmap_store is not None:
+                self._bitmap_store.store()
 
     def close(self) -> None:
         if self._closed:
@@ -384,6 +478,9 @@ class WritableQcow2(Qcow2Device):
         self._closed = True
         try:
             if not self.metadata.unfinished and self._failure is None:
-                self.flush()
+                with self._changing():
+                    if self._bitmap_store is not None:
+                        self._bitmap_store.store()
+                    self.metadata.flush()
         finally:
             super().close()

@@ -225,6 +225,9 @@ class Header:
                 ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
         whole = fields + bytes(body) + name
         if len(whole) > self.geometry.cluster_size:
+            if self.extension(ExtensionType.FEATURE_NAMES) is not None:
+                # The names are a courtesy, and make room for what is needed.
+                return self.with_extension(ExtensionType.FEATURE_NAMES, None).build()
             raise ImageError(
                 f"The header needs {len(whole)} bytes and a cluster has only "
                 f"{self.geometry.cluster_size}: use a larger cluster_size or a shorter backing "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
+from imgtool.secrets import Secret, Secrets
 from imgtool.units import parse_size
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from imgtool.storage.base import Storage
 
 Image = Source | Reference
+Password = str | bytes | None
 
 
 def open(
@@ -38,6 +40,7 @@ def open(
     format: str | None = None,
     writable: bool = False,
     snapshot: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -48,13 +51,14 @@ def open(
     ``format`` is probed if it is None, but a file that is only guessed to be raw is not opened
     ``writable``. ``snapshot`` is the id or name of an internal snapshot. ``share`` lets others
     write to the files meanwhile. ``cache`` is one of none, writeback, writethrough, directsync and
-    unsafe. ``options`` are the format's own (raw: ``offset`` and ``size`` in bytes).
+    unsafe. ``options`` are the format's own (raw: ``offset`` and ``size`` in bytes). ``password``
+    unlocks every encrypted image of the chain.
 
     The device closes the files; a file object that was given stays open.
     """
     if snapshot is not None:
         options["snapshot"] = snapshot
-    opener = _opener(policy, share=share, cache=cache, writable=writable)
+    opener = _opener(policy, share=share, cache=cache, writable=writable, password=password)
     return opener.reference(_reference(source, format, options))
 
 
@@ -66,6 +70,7 @@ def create(
     backing_file: str | os.PathLike[str] | None = None,
     backing_format: str | None = None,
     unsafe: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     **options: object,
 ) -> None:
@@ -74,7 +79,8 @@ def create(
     ``format`` is by default the one that goes with the target's suffix, else raw.
     ``backing_file`` is relative to the target's directory, and must be an image of
     ``backing_format`` unless ``unsafe``. ``options`` are the format's: ``cluster_size="2M"``,
-    ``preallocation="metadata"``, and so on.
+    ``preallocation="metadata"``, and so on. With a ``password`` the image is encrypted, with LUKS;
+    qcow2's options for that have underscores for dots: ``encrypt_cipher_alg``.
 
     A file that exists is overwritten, but not before the request is known to be sound.
     """
@@ -88,7 +94,7 @@ def create(
         backing_format=backing_format,
         unsafe=unsafe,
         options=options,
-        opener=_opener(policy),
+        opener=_opener(policy, password=password),
     )
 
 
@@ -133,6 +139,8 @@ def convert(
     rate_limit: int | None = None,
     copy_offload: bool = False,
     check_space: bool = True,
+    password: Password = None,
+    target_password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -151,6 +159,9 @@ def convert(
     ``target_is_zero`` then says that they read as zeros. Over a ``backing_file`` only what differs
     from it is written. ``rate_limit`` is in bytes a second. ``salvage`` reads what can't be read
     as zeros, and tells ``warn``. ``progress`` is called with the bytes done and the bytes in all.
+
+    ``password`` unlocks the sources; with ``target_password`` the target is encrypted, or unlocked
+    if it exists.
     """
     from imgtool.ops.convert import convert
 
@@ -176,7 +187,8 @@ def convert(
         rate_limit=rate_limit,
         copy_offload=copy_offload,
         check_space=check_space,
-        opener=_opener(policy, share=share, cache=cache),
+        opener=_opener(policy, share=share, cache=cache, password=password),
+        target_secrets=Secrets(password=_secret(target_password)),
         target_cache=target_cache,
         progress=progress,
         warn=warn,
@@ -209,6 +221,7 @@ def compare(
     first_format: str | None = None,
     second_format: str | None = None,
     strict: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     progress: Progress | None = None,
@@ -216,6 +229,7 @@ def compare(
     """Compare the contents of two disks, whatever formats and chains they lie in.
 
     What the larger has more must be zeros; with ``strict`` sizes and allocation must agree as well.
+    ``password`` unlocks either; if they differ, give references with a ``Secret`` each.
     """
     from imgtool.ops.compare import compare
 
@@ -223,7 +237,7 @@ def compare(
         _reference(first, first_format, {}),
         _reference(second, second_format, {}),
         strict=strict,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
         progress=progress,
     )
 
@@ -234,6 +248,7 @@ def map(
     format: str | None = None,
     start_offset: int = 0,
     max_length: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     **options: object,
@@ -249,7 +264,7 @@ def map(
         _reference(source, format, options),
         start_offset=start_offset,
         max_length=max_length,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
     )
 
 
@@ -260,6 +275,7 @@ def measure(
     format: str = "raw",
     source_format: str | None = None,
     snapshot: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     **options: object,
@@ -276,7 +292,7 @@ def measure(
         size=None if size is None else parse_size(size),
         format=format,
         options=options,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
     )
 
 
@@ -288,6 +304,7 @@ def hash(
     format: str | None = None,
     snapshot: str | None = None,
     workers: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     progress: Progress | None = None,
@@ -308,7 +325,7 @@ def hash(
         algorithm,
         raw=raw,
         workers=workers,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
         progress=progress,
     )
 
@@ -329,10 +346,19 @@ def _opener(
     share: bool = False,
     cache: str = "writeback",
     writable: bool = False,
+    password: Password = None,
 ) -> Opener:
     return Opener(
-        policy=policy or OpenPolicy.default(), share=share, cache=cache, writable=writable
+        policy=policy or OpenPolicy.default(),
+        share=share,
+        cache=cache,
+        writable=writable,
+        secrets=Secrets(password=_secret(password)),
     )
+
+
+def _secret(password: Password) -> Secret | None:
+    return None if password is None else Secret(password)
 
 
 def _format_for(target: object) -> str:

@@ -160,7 +160,8 @@ class Opener:
 
     ``follow`` false opens the one file alone, for its metadata: drivers then have neither backing
     image nor data file, and reading what lies there raises. ``share`` takes no lock that excludes
-    others; ``cache`` is one of qemu's cache modes. ``trail`` identifies the images above, and
+    others; ``cache`` is one of qemu's cache modes. Backing images are opened read-only, but for the
+    one at ``writable_depth`` (1 is the nearest). ``trail`` identifies the images above, and
     ``overrides`` are the user's own words on what the image being opened would name. ``secrets``
     unlock encrypted images; without ``contents`` they are opened locked, for their metadata.
     """
@@ -171,6 +172,7 @@ class Opener:
     share: bool = False
     lock: bool = True
     cache: str = "writeback"
+    writable_depth: int | None = None
     trail: tuple[Hashable, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
     secrets: Secrets = field(default_factory=Secrets)
@@ -215,8 +217,8 @@ class Opener:
                 chosen = registry.probe(storage)
                 if self.writable and chosen.name == "raw":
                     raise ImageError(
-                        "Its format is only guessed to be raw, and a guess is not written to: "
-                        "give the format with -f",
+                        "Image format was not specified and probing guessed raw: a guess is not "
+                        "written to, so specify the 'raw' format explicitly with -f raw",
                         filename=storage.name,
                     )
             else:
@@ -251,7 +253,7 @@ class Opener:
         name: str | None,
         format: str | None,
     ) -> BlockDevice | None:
-        """Open the backing image that ``image`` calls ``name``, read-only; None if it has none.
+        """Open the backing image that ``image`` calls ``name``; None if it has none.
 
         A recorded ``format`` is used as it is. Where none is recorded the file must be raw: what
         looks like anything else is refused, never opened as what it claims to be.
@@ -265,7 +267,8 @@ class Opener:
         format: str | None,
     ) -> BlockDevice | None:
         """Open the backing image as :meth:`backing` does, even if names are not followed."""
-        below = replace(self, writable=False, overrides={})
+        writable = len(self.trail) == self.writable_depth
+        below = replace(self, writable=writable, overrides={})
         options: Mapping[str, object] = {}
         if "backing" in self.overrides:
             given = self.overrides["backing"]
@@ -286,12 +289,12 @@ class Opener:
             ) from error
         if format is None:
             guessed = registry.probe(storage)
-            if guessed.name != "raw":
+            if writable or guessed.name != "raw":
                 storage.close()
                 raise NotPermitted(
                     f"It records no format for its backing file '{name}', which looks like "
                     f"{guessed.name}; record it: "
-                    f"qemu-img rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
+                    f"imgtool rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
                     filename=image.name,
                 )
         return below.image(storage, format or "raw", options)

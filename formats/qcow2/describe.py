@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imgtool.description import Description, SnapshotInfo
+from imgtool.description import Description
 from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Crypt
 from imgtool.schema import luks
 
@@ -26,19 +26,7 @@ def describe(device: BlockDevice) -> Description:
         dirty=header.dirty,
         backing_filename=header.backing_file,
         backing_format=header.backing_format,
-        snapshots=[
-            SnapshotInfo(
-                id=snapshot.id,
-                name=snapshot.name,
-                vm_state_size=snapshot.vm_state_size,
-                date_sec=snapshot.date_sec,
-                date_nsec=snapshot.date_nsec,
-                vm_clock_nsec=snapshot.vm_clock_nsec,
-                disk_size=snapshot.disk_size,
-                icount=snapshot.icount,
-            )
-            for snapshot in device.snapshots
-        ],
+        snapshots=device.stored_snapshots,
         specific=_specific(device),
     )
 

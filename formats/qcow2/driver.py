@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+from imgtool.description import SnapshotInfo
 from imgtool.device import BlockDevice, Limits, StoredBitmap
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent
@@ -120,6 +121,22 @@ class Qcow2Device(MappedDevice):
         from imgtool.formats.qcow2.dirty_bits import load_named
 
         return load_named(self.storage, self.header, name, self.header.size).ranges()
+
+    @property
+    def stored_snapshots(self) -> list[SnapshotInfo]:
+        return [
+            SnapshotInfo(
+                id=snapshot.id,
+                name=snapshot.name,
+                vm_state_size=snapshot.vm_state_size,
+                date_sec=snapshot.date_sec,
+                date_nsec=snapshot.date_nsec,
+                vm_clock_nsec=snapshot.vm_clock_nsec,
+                disk_size=snapshot.disk_size,
+                icount=snapshot.icount,
+            )
+            for snapshot in self.snapshots
+        ]
 
     @property
     def _cluster_size(self) -> int:

@@ -84,13 +84,13 @@ def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None)
     if header.corrupt:
         raise ReadOnly(
             "The image is marked corrupt: it can only be read, or repaired with "
-            f"qemu-img check -r all '{storage.name}'",
+            f"imgtool check -r all '{storage.name}'",
             filename=storage.name,
         )
     if header.dirty:
         raise ReadOnly(
             "The image was not closed properly (dirty bit): repair it first with "
-            f"qemu-img check -r all '{storage.name}'",
+            f"imgtool check -r all '{storage.name}'",
             filename=storage.name,
         )
     if header.crypt_method is Crypt.AES:

@@ -66,6 +66,8 @@ class WritableQcow2(Qcow2Device):
         if not fresh and header.bitmaps is not None:
             self._bitmap_store = BitmapStore(self)
         self._failure: ImageError | None = None
+        #: What is below counts for nothing, since it is about to be another image.
+        self._own_zeros = False
         self._closed = False
 
     def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
@@ -284,7 +286,9 @@ class WritableQcow2(Qcow2Device):
             self._write_runs(offset, memoryview(bytes(end - offset)))
 
     def _reads_zero(self, offset: int, end: int) -> bool:
-        return all(extent.reads_zero for extent in self._extents(offset, end - offset))
+        return not self._own_zeros and all(
+            extent.reads_zero for extent in self._extents(offset, end - offset)
+        )
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
         geometry = self.header.geometry
@@ -294,11 +298,17 @@ class WritableQcow2(Qcow2Device):
             if self.header.data_file_raw:
                 self._data.write_zeroes(offset, stop - offset, unmap=unmap)
             entry, _ = self.clusters.entry(offset)
-            if self._backing is None and not entry and not self.clusters.has_table(offset):
+            backed = self._own_zeros or (self._backing is not None and cluster < self._backing.size)
+            if (
+                not backed
+                and self._backing is None
+                and not entry
+                and not self.clusters.has_table(offset)
+            ):
                 # What is unallocated reads as zeros already: skip the rest of the missing table.
                 stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
             elif self.header.version < 3:
-                if self._backing is not None and cluster < self._backing.size:
+                if backed:
                     self._write_zero_bytes(offset, stop)
                 elif entry:
                     self.clusters.unallocate(cluster)
@@ -359,6 +369,41 @@ class WritableQcow2(Qcow2Device):
             self._tables.use(l1)
             self._size = size
 
+    @property
+    def allocator(self) -> Allocator:
+        """Where host clusters come from."""
+        return self._allocator
+
+    def use_allocator(self, allocator: Allocator) -> None:
+        """Take host clusters from another allocator, the header naming its table already."""
+        allocator.guard = self._allocator.guard
+        self._allocator = allocator
+        self._use_tables(self._tables, fresh=False)
+
+    def own_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What this image itself maps of a range, whatever lies below it."""
+        return self._map(offset, length)
+
+    def unallocate(self, offset: int, length: int) -> None:
+        """Leave whole clusters to what is below, or to zeros."""
+        with self._changing():
+            for cluster in range(offset, offset + length, self.header.geometry.cluster_size):
+                if any(self.clusters.entry(cluster)):
+                    self.clusters.unallocate(cluster)
+            self._flush_if_crowded()
+
+    def allocate_zeroes(self, offset: int, length: int) -> None:
+        """Back whole clusters with host clusters that hold zeros."""
+        with self._changing():
+            extents = list(self._reserve_runs(offset, length))
+            for extent in extents:
+                assert extent.host_offset is not None
+                size = align_up(extent.length, self.header.geometry.cluster_size)
+                self._data.write_zeroes(extent.host_offset, size)
+            for extent in extents:
+                self.clusters.link(extent)
+            self._flush_if_crowded()
+
     def forget_tables(self) -> None:
         """Read L2 tables anew: they have been changed where they lie."""
         with self.clusters.lock:
@@ -372,6 +417,34 @@ class WritableQcow2(Qcow2Device):
         from imgtool.formats.qcow2.resize import resize
 
         resize(self, size, preallocation)
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        from imgtool.formats.qcow2.backing import change_backing
+
+        change_backing(self, name, format)
+
+    def expect_other_backing(self) -> None:
+        self._own_zeros = True
+
+    def make_empty(self) -> None:
+        from imgtool.formats.qcow2.emptying import make_empty
+
+        make_empty(self)
+
+    def create_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import create_snapshot
+
+        create_snapshot(self, name)
+
+    def apply_snapshot(self, wanted: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import apply_snapshot
+
+        apply_snapshot(self, wanted)
+
+    def delete_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import delete_snapshot
+
+        delete_snapshot(self, name)
 
     def _flush_if_crowded(self) -> None:
         self.metadata.flush_if_crowded()

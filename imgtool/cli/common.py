@@ -129,6 +129,20 @@ def quiet_option() -> Callable[[F], F]:
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
 
+def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return parse_size(value) or None
+    except BadOption:
+        raise BadOption(f"Invalid rate limit specified: '{value}'") from None
+
+
+def rate_option() -> Callable[[F], F]:
+    """``-r/--rate RATE``, as ``rate``: bytes a second, None for no limit."""
+    return click.option("-r", "--rate", metavar="RATE", callback=_rate, help="Most bytes a second.")
+
+
 def output_option() -> Callable[[F], F]:
     """``--output human|json``, as ``output``."""
     return click.option(

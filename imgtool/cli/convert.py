@@ -17,6 +17,7 @@ from imgtool.cli.common import (
     object_option,
     progress_options,
     quiet_option,
+    rate_option,
     trust_options,
 )
 from imgtool.cli.errors import say, while_creating
@@ -41,15 +42,6 @@ def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> i
             f"to {_MAX_SPARSE_SIZE}. Select 0 to disable sparse detection (fully allocates output)."
         )
     return size
-
-
-def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_size(value) or None
-    except BadOption:
-        raise BadOption(f"Invalid rate limit specified: '{value}'") from None
 
 
 def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
@@ -114,7 +106,7 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
     help="Shortest run of zeros that is left out; 0 writes everything. [default: 4k]",
 )
 @force_share_option()
-@click.option("-r", "--rate", metavar="RATE", callback=_rate, help="Most bytes a second.")
+@rate_option()
 @click.option(
     "-m", "--parallel", metavar="N", callback=_workers, help="How many threads work, 1 to 16."
 )

@@ -21,9 +21,11 @@ from imgtool.cli.errors import ERRORS, complain, say
 #: The commands and their help lines: `imgtool --help` imports none of them. Each lives in the
 #: attribute ``command`` of the module imgtool.cli.<name>.
 COMMANDS = {
+    "amend": "Change the options of an image",
     "bench": "Time reads or writes of an image",
     "bitmap": "Change persistent dirty bitmaps",
     "check": "Check an image's integrity and repair it",
+    "commit": "Put what an overlay holds into its backing image",
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",
     "create": "Create a new image",
@@ -33,6 +35,9 @@ COMMANDS = {
     "io": "Read, write and examine ranges of an image",
     "map": "Show where an image's data lies",
     "measure": "Calculate the file size that a new image needs",
+    "rebase": "Put an overlay on another backing image",
+    "resize": "Change the size of a disk",
+    "snapshot": "List, take, apply or delete internal snapshots",
 }
 
 _INTERRUPTED = 130

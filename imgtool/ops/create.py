@@ -145,8 +145,8 @@ def _check_backing(
         return None
     if not name:
         raise BadOption("Expected backing file name, got empty string")
-    if recorded is not None and recorded not in _BACKING_FORMATS:
-        registry.find(recorded)
+    if recorded is not None:
+        check_backing_format(recorded)
     if unsafe:
         if recorded is None:
             raise BadOption("Backing file specified without backing format")
@@ -176,6 +176,12 @@ def _check_backing(
             raise
         culprit = "" if error.filename in (None, path) else f": '{error.filename}'"
         raise error.within(f"Could not open backing file '{path}'{culprit}") from error.__cause__
+
+
+def check_backing_format(name: str) -> None:
+    """Raise :class:`BadOption` unless an image may record ``name`` for its backing file."""
+    if name not in _BACKING_FORMATS:
+        registry.find(name)
 
 
 def beside(target: str | Storage, name: str) -> str:

@@ -80,7 +80,7 @@ class ImageInfo:
         if self.backing_filename_format is not None:
             values["backing-filename-format"] = self.backing_filename_format
         if self.snapshots:
-            values["snapshots"] = [_snapshot_dict(snapshot) for snapshot in self.snapshots]
+            values["snapshots"] = [snapshot.to_dict() for snapshot in self.snapshots]
         values["virtual-size"] = self.virtual_size
         values["filename"] = self.filename
         if self.cluster_size is not None:
@@ -100,21 +100,6 @@ class ImageInfo:
             values["backing-filename"] = self.backing_filename
         values["dirty-flag"] = self.dirty_flag
         return values
-
-
-def _snapshot_dict(snapshot: SnapshotInfo) -> dict[str, Any]:
-    seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, 10**9)
-    values: dict[str, Any] = {} if snapshot.icount is None else {"icount": snapshot.icount}
-    return {
-        **values,
-        "vm-clock-nsec": nanoseconds,
-        "name": snapshot.name,
-        "date-sec": snapshot.date_sec,
-        "date-nsec": snapshot.date_nsec,
-        "vm-clock-sec": seconds,
-        "id": snapshot.id,
-        "vm-state-size": snapshot.vm_state_size,
-    }
 
 
 def info(

@@ -17,7 +17,7 @@ from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.check.tally import new_tally
 from imgtool.formats.qcow2.driver import Qcow2Device
-from imgtool.units import align_up
+from imgtool.units import align_down, align_up
 
 _SECTOR = 512
 
@@ -28,7 +28,8 @@ def check(device: BlockDevice, report: Callable[[str], None] | None = None) -> C
     storage, header = device.storage, device.header
     geometry = header.geometry
     file_size = align_up(storage.size(), _SECTOR)
-    result = CheckResult(total_clusters=geometry.clusters(header.size))
+    # A guest sees whole sectors.
+    result = CheckResult(total_clusters=geometry.clusters(align_down(header.size, _SECTOR)))
     state = State(
         storage,
         header,

@@ -6,7 +6,7 @@ are opened as the ``policy`` allows: without one, as ``IMGTOOL_TRUST`` in the en
 else inside the directory of the image that names them.
 
 All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or a request, and
-``OSError`` for what the host refuses.
+``OSError`` for what the host refuses. A ``password`` unlocks every encrypted image of the chain.
 """
 
 from __future__ import annotations
@@ -338,6 +338,7 @@ def resize(
     format: str | None = None,
     shrink: bool = False,
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
+    password: Password = None,
     policy: OpenPolicy | None = None,
 ) -> int:
     """Give a disk another virtual size, and return it in bytes.
@@ -353,7 +354,7 @@ def resize(
         size,
         shrink=shrink,
         preallocation=preallocation,
-        opener=_opener(policy),
+        opener=_opener(policy, password=password),
     )
 
 
@@ -364,6 +365,7 @@ def commit(
     base: str | os.PathLike[str] | None = None,
     drop: bool = False,
     rate_limit: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     cache: str = "writeback",
     progress: Progress | None = None,
@@ -380,7 +382,7 @@ def commit(
         base=None if base is None else os.fspath(base),
         drop=drop,
         rate_limit=rate_limit,
-        opener=_opener(policy, cache=cache),
+        opener=_opener(policy, cache=cache, password=password),
         progress=progress,
     )
 
@@ -393,6 +395,7 @@ def rebase(
     format: str | None = None,
     unsafe: bool = False,
     compress: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -415,7 +418,7 @@ def rebase(
         backing_format,
         unsafe=unsafe,
         compress=compress,
-        opener=_opener(policy, share=share, cache=cache),
+        opener=_opener(policy, share=share, cache=cache, password=password),
         backing_cache=backing_cache,
         progress=progress,
         warn=warn or (lambda text: None),
@@ -435,6 +438,7 @@ def amend(
     source: Image,
     *,
     format: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     progress: Progress | None = None,
     **options: object,
@@ -442,7 +446,12 @@ def amend(
     """Change the options that an image was created with: ``compat="0.10"``, ``refcount_bits=8``."""
     from imgtool.ops.amend import amend
 
-    amend(_reference(source, format, {}), options, opener=_opener(policy), progress=progress)
+    amend(
+        _reference(source, format, {}),
+        options,
+        opener=_opener(policy, password=password),
+        progress=progress,
+    )
 
 
 def bitmap(
@@ -453,6 +462,7 @@ def bitmap(
     merge_from: Image | None = None,
     granularity: int | None = None,
     format: str | None = None,
+    password: Password = None,
 ) -> None:
     """Change the persistent dirty bitmap ``name``: the ``changes`` in order, then the merge.
 
@@ -470,7 +480,7 @@ def bitmap(
         actions,
         granularity=granularity,
         source=None if merge_from is None else _reference(merge_from, None, {}),
-        opener=_opener(None),
+        opener=_opener(None, password=password),
     )
 
 
@@ -483,25 +493,33 @@ def dirty_ranges(
     return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None))
 
 
-def create_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+def create_snapshot(
+    source: Image, name: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
     from imgtool.ops.snapshot import create_snapshot
 
-    create_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+    create_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
 
 
-def apply_snapshot(source: Image, snapshot: str, *, format: str | None = None) -> None:
+def apply_snapshot(
+    source: Image, snapshot: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Make the disk what it was when the internal snapshot with this id, or name, was taken."""
     from imgtool.ops.snapshot import apply_snapshot
 
-    apply_snapshot(_reference(source, format, {}), snapshot, opener=_opener(None))
+    apply_snapshot(
+        _reference(source, format, {}), snapshot, opener=_opener(None, password=password)
+    )
 
 
-def delete_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+def delete_snapshot(
+    source: Image, name: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Remove the first internal snapshot of this name; what only it held becomes free."""
     from imgtool.ops.snapshot import delete_snapshot
 
-    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
 
 
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:

@@ -15,12 +15,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     quiet_option,
 )
 from imgtool.cli.errors import printable, say
 from imgtool.cli.names import reference
 from imgtool.cli.render import to_json
+from imgtool.secrets import Secrets
 
 if TYPE_CHECKING:
     from imgtool.ops.check import CheckReport
@@ -35,6 +37,7 @@ _CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
 @cache_option()
 @force_share_option()
 @output_option()
+@object_option()
 @click.argument("filename", required=False)
 def command(
     quiet: bool,
@@ -43,6 +46,7 @@ def command(
     cache: str,
     force_share: bool,
     output: str,
+    secrets: Secrets,
     filename: str | None,
 ) -> int:
     """Check the metadata of the image FILENAME. Nothing is changed, and no other file is read.
@@ -58,7 +62,7 @@ def command(
     try:
         found = check(
             chosen,
-            opener=Opener(share=force_share, cache=cache),
+            opener=Opener(share=force_share, cache=cache, secrets=secrets),
             report=lambda text: click.echo(printable(text), err=True),
         )
     except NoChecks as error:

@@ -18,6 +18,7 @@ FORMAT = Format(
     creator="imgtool.formats.qcow2.create:create",
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
+    repairer="imgtool.formats.qcow2.repair:repair",
     measurer="imgtool.formats.qcow2.measure:measure",
     describer="imgtool.formats.qcow2.describe:describe",
     suffixes=(".qcow2", ".qcow2c"),

@@ -30,7 +30,7 @@ def check_copied(state: State, refcounts: RefcountCheck) -> None:
     indexes = np.flatnonzero(words & np.uint64(L1_OFFSET_MASK))
     words = words[indexes]
     offsets = (words & np.uint64(L1_OFFSET_MASK)).astype(np.int64)
-    found, wrong = _judge(refcounts, words, offsets >> bits)
+    found, wrong = judge(refcounts, words, offsets >> bits)
     # A table is read once, however often it is named; what is wrong in it is so each time.
     places, counts = np.unique(offsets, return_index=True, return_counts=True)[1:]
     times = dict(zip(places.tolist(), counts.tolist(), strict=True))
@@ -63,7 +63,7 @@ def _check_table(
         wrong = (words & _COPIED) == 0
     else:
         hosts = entries.host[entries.mapped].astype(np.int64)
-        found, wrong = _judge(refcounts, words, hosts >> state.geometry.cluster_bits)
+        found, wrong = judge(refcounts, words, hosts >> state.geometry.cluster_bits)
     findings = state.findings
     for number, place in enumerate(np.flatnonzero(wrong).tolist()):
         if not findings.listening:
@@ -75,7 +75,7 @@ def _check_table(
         )
 
 
-def _judge(
+def judge(
     refcounts: RefcountCheck, words: NDArray[np.uint64], clusters: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The refcounts of what entries name, and which flags contradict them."""

@@ -24,7 +24,7 @@ from imgtool.formats.qcow2.snapshots import Snapshot
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RESERVED = np.uint64(0x7F000000000001FF)
+RESERVED = np.uint64(0x7F000000000001FF)
 _OFFSET = np.uint64(L1_OFFSET_MASK)
 _COPIED = np.uint64(COPIED)
 #: Entries that are looked at together.
@@ -61,7 +61,7 @@ class L1Check:
         tables += [
             (snapshot.l1_table_offset, snapshot.l1_size * 8)
             for snapshot in snapshots
-            if not self._fault(snapshot)
+            if not self.fault(snapshot)
         ]
         held = self._state.file_size
         inside = [(offset, min(length, held - offset)) for offset, length in tables]
@@ -76,7 +76,7 @@ class L1Check:
                 f"ERROR {len(snapshots)} snapshots in image with data file"
             )
         for snapshot in snapshots:
-            fault = self._fault(snapshot)
+            fault = self.fault(snapshot)
             if fault:
                 self._state.findings.corruption(fault)
             else:
@@ -85,7 +85,7 @@ class L1Check:
             if not piece.active:
                 self._walk_piece(piece)
 
-    def _fault(self, snapshot: Snapshot) -> str:
+    def fault(self, snapshot: Snapshot) -> str:
         """What forbids following a snapshot's L1 table, or nothing."""
         named = f"ERROR snapshot {snapshot.id} ({snapshot.name})"
         if snapshot.l1_table_offset % self._state.geometry.cluster_size:
@@ -118,11 +118,11 @@ class L1Check:
                 everybody.add(offsets, piece.weight)
                 if piece.active:
                     active.add(offsets)
-        self._offsets, self._weights = everybody.found()
-        self._actives = np.zeros(len(self._offsets), np.uint64)
+        self.offsets, self.weights = everybody.found()
+        self._actives = np.zeros(len(self.offsets), np.uint64)
         offsets, counts = active.found()
-        self._actives[np.searchsorted(self._offsets, offsets)] = counts
-        self._walked = np.zeros(len(self._offsets), np.bool_)
+        self._actives[np.searchsorted(self.offsets, offsets)] = counts
+        self._walked = np.zeros(len(self.offsets), np.bool_)
 
     def _walk_piece(self, piece: L1Piece) -> None:
         state, tally = self._state, self._state.tally
@@ -138,19 +138,19 @@ class L1Check:
             if piece.active:
                 self._mark(words, offsets, clusters, inside)
 
-            places = np.searchsorted(self._offsets, offsets)
+            places = np.searchsorted(self.offsets, offsets)
             fresh = np.zeros(len(words), np.bool_)
             fresh[np.unique(places, return_index=True)[1]] = True
             fresh &= ~self._walked[places] & inside
             self._walked[places] = True
-            odd = ~inside | unaligned | ((words & _RESERVED) != 0)
+            odd = ~inside | unaligned | ((words & RESERVED) != 0)
             for index in np.flatnonzero(fresh | odd).tolist():
                 offset = int(offsets[index])
                 if odd[index]:
                     self._report(int(words[index]), offset, piece.weight)
                 if fresh[index]:
                     place = places[index]
-                    self._walk_l2(offset, int(self._weights[place]), int(self._actives[place]))
+                    self._walk_l2(offset, int(self.weights[place]), int(self._actives[place]))
 
     def _mark(
         self,
@@ -168,7 +168,7 @@ class L1Check:
 
     def _report(self, word: int, offset: int, weight: int) -> None:
         findings, cluster_size = self._state.findings, self._state.geometry.cluster_size
-        if word & int(_RESERVED):
+        if word & int(RESERVED):
             findings.corruption(f"ERROR found L1 entry with reserved bits set: {word:x}", weight)
         if offset >= self._state.file_size:
             self._state.past_end(offset, cluster_size, weight)

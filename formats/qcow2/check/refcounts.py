@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Refcounts = NDArray[np.unsignedinteger[Any]]
 
-_RESERVED = 0x1FF
+RESERVED = 0x1FF
 #: Bytes of refcount blocks that are kept for looking up single refcounts.
 _KEPT_BYTES = 16 << 20
 
@@ -36,11 +36,11 @@ class RefcountCheck:
     def __init__(self, state: State) -> None:
         self._state = state
         geometry, header = state.geometry, state.header
-        self._per_block = geometry.refcount_block_entries
+        self.per_block = geometry.refcount_block_entries
         # QEMU's counters have the width of the image's, and stay at the largest value.
-        self._most = (1 << geometry.refcount_bits) - 1
+        self.most = (1 << geometry.refcount_bits) - 1
         entries = header.refcount_table_clusters * geometry.cluster_size // 8
-        self._table = state.read_table(header.refcount_table_offset, entries)
+        self.table = state.read_table(header.refcount_table_offset, entries)
         self._kept: dict[int, Refcounts] = {}
         self._complained = False
         #: Whether some COPIED flag contradicts the refcounts, or may do so.
@@ -52,12 +52,12 @@ class RefcountCheck:
         """Count the refcount blocks, and report entries of the table that can't be."""
         state, tally, findings = self._state, self._state.tally, self._state.findings
         cluster_size = state.geometry.cluster_size
-        last = self._clusters()
-        for index in np.flatnonzero(self._table).tolist():
-            entry = int(self._table[index])
+        last = self.clusters()
+        for index in np.flatnonzero(self.table).tolist():
+            entry = int(self.table[index])
             offset = entry & REFCOUNT_OFFSET_MASK
             cluster = offset // cluster_size
-            if entry & _RESERVED:
+            if entry & RESERVED:
                 findings.corruption(f"ERROR refcount table entry {index} has reserved bits set")
             elif offset % cluster_size:
                 findings.corruption(
@@ -68,20 +68,20 @@ class RefcountCheck:
                 findings.corruption(f"ERROR refcount block {index} is outside image")
             else:
                 tally.add_run(cluster, 1)
-                counted = min(int(tally.window(cluster, 1)[0]), self._most)
+                counted = min(int(tally.window(cluster, 1)[0]), self.most)
                 if counted != 1:
                     findings.corruption(f"ERROR refcount block {index} refcount={counted}")
 
     def report_overflows(self) -> None:
         """Report clusters with more references than a refcount of this width can say."""
-        for cluster, count in self._state.tally.above(self._most):
+        for cluster, count in self._state.tally.above(self.most):
             offset = cluster * self._state.geometry.cluster_size
             self._state.findings.corruption(
-                f"ERROR: overflow cluster offset={offset:#x}", count - self._most
+                f"ERROR: overflow cluster offset={offset:#x}", count - self.most
             )
             self._state.findings.tell(_WIDEN)
 
-    def _clusters(self) -> int:
+    def clusters(self) -> int:
         """How many clusters are compared: those of the file, and one more if it is in use."""
         held = self._state.geometry.clusters(self._state.file_size)
         return held + int(bool(self._state.tally.window(held, 1).any()))
@@ -91,16 +91,16 @@ class RefcountCheck:
     def compare(self) -> None:
         """Compare all refcounts with what was counted, and find the end of the image."""
         state, result = self._state, self._state.findings.result
-        last, highest = self._clusters(), 0
-        for number in self._interesting(last):
-            first = number * self._per_block
-            count = min(self._per_block, last - first)
+        last, highest = self.clusters(), 0
+        for number in self.numbers(last):
+            first = number * self.per_block
+            count = min(self.per_block, last - first)
             counted = state.tally.window(first, count)
-            offset = self._block_offset(number)
+            offset = self.block_offset(number)
             if offset % state.geometry.cluster_size:
                 self._report_unreadable(number, offset, first, count)
                 continue
-            refcounts = self._read(offset)[:count]
+            refcounts = self.read(offset)[:count]
             if not np.array_equal(refcounts, counted):
                 self._report_differences(first, refcounts, counted)
             if refcounts[-1] or counted[-1]:
@@ -110,22 +110,22 @@ class RefcountCheck:
             self._check_marks(first, refcounts)
         result.image_end_offset = (highest + 1) * state.geometry.cluster_size
 
-    def _interesting(self, clusters: int) -> list[int]:
+    def numbers(self, clusters: int) -> list[int]:
         """The numbers of all blocks that exist, or would have to, within ``clusters``."""
-        blocks = div_round_up(clusters, self._per_block)
-        there = np.flatnonzero(self._table[:blocks])
+        blocks = div_round_up(clusters, self.per_block)
+        there = np.flatnonzero(self.table[:blocks])
         if len(there) < blocks:
-            there = np.union1d(there, self._state.tally.touched(self._per_block))
+            there = np.union1d(there, self._state.tally.touched(self.per_block))
         numbers: list[int] = there.tolist()
         return numbers
 
-    def _block_offset(self, number: int) -> int:
-        return int(self._table[number]) & REFCOUNT_OFFSET_MASK if number < len(self._table) else 0
+    def block_offset(self, number: int) -> int:
+        return int(self.table[number]) & REFCOUNT_OFFSET_MASK if number < len(self.table) else 0
 
-    def _read(self, offset: int) -> Refcounts:
+    def read(self, offset: int) -> Refcounts:
         """The refcounts of a block; all zero if there is none, or past the end of the file."""
         if not offset or offset >= self._state.file_size:
-            return np.zeros(self._per_block, np.uint8)
+            return np.zeros(self.per_block, np.uint8)
         data = self._state.storage.read_at(offset, self._state.geometry.cluster_size)
         return unpack_block(data, self._state.geometry.refcount_order)
 
@@ -146,7 +146,7 @@ class RefcountCheck:
 
     def _report_differences(self, first: int, refcounts: Refcounts, counted: Refcounts) -> None:
         findings = self._state.findings
-        counted = np.minimum(counted.astype(np.uint64), np.uint64(self._most))
+        counted = np.minimum(counted.astype(np.uint64), np.uint64(self.most))
         refcounts = refcounts.astype(np.uint64)
         for index in np.flatnonzero(refcounts != counted).tolist():
             if not findings.listening:
@@ -176,22 +176,22 @@ class RefcountCheck:
     def look_up(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """The refcounts of some clusters, and for which of them there is one to be had."""
         order = np.argsort(clusters, kind="stable")
-        numbers = clusters[order] // self._per_block
+        numbers = clusters[order] // self.per_block
         found = np.zeros(len(clusters), np.uint64)
         known = np.ones(len(clusters), np.bool_)
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for chosen in np.split(order, starts[1:]) if len(order) else ():
-            offset = self._block_offset(int(clusters[chosen[0]]) // self._per_block)
+            offset = self.block_offset(int(clusters[chosen[0]]) // self.per_block)
             if offset % self._state.geometry.cluster_size:
                 known[chosen] = False
             elif offset:
-                found[chosen] = self._keep(offset)[clusters[chosen] % self._per_block]
+                found[chosen] = self._keep(offset)[clusters[chosen] % self.per_block]
         return found, known
 
     def _keep(self, offset: int) -> Refcounts:
         block = self._kept.get(offset)
         if block is None:
-            block = self._kept[offset] = self._read(offset)
+            block = self._kept[offset] = self.read(offset)
             while len(self._kept) > 1 and len(self._kept) * block.nbytes > _KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
         return block

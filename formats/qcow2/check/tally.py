@@ -47,6 +47,10 @@ class Tally(abc.ABC):
         """The counts of ``count`` clusters from ``first`` on."""
 
     @abc.abstractmethod
+    def counts(self, clusters: NDArray[np.int64]) -> Counts:
+        """The counts of some clusters, which all lie within range."""
+
+    @abc.abstractmethod
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
         """The clusters with more than ``limit`` references, in order, with their counts."""
 
@@ -91,6 +95,9 @@ class DenseTally(Tally):
 
     def window(self, first: int, count: int) -> Counts:
         return self._counts[first : first + count]
+
+    def counts(self, clusters: NDArray[np.int64]) -> Counts:
+        return self._counts[clusters]
 
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
         if limit >= np.iinfo(self._counts.dtype).max:
@@ -163,6 +170,12 @@ class SparseTally(Tally):
         counts = np.zeros(count, np.uint64)
         counts[self._found[start:end] - first] = self._counts[start:end]
         return counts
+
+    def counts(self, clusters: NDArray[np.int64]) -> Counts:
+        self._settle()
+        places = np.searchsorted(self._found, clusters)
+        known = np.append(self._found, -1)[places] == clusters
+        return np.where(known, np.append(self._counts, np.uint64(0))[places], np.uint64(0))
 
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
         self._settle()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -122,6 +122,32 @@ class Measure(Protocol):
     ) -> Measurement: ...
 
 
+class Bitmaps(Protocol):
+    """The persistent dirty bitmaps of an open image.
+
+    What is changed is stored when the image closes. A bitmap that does not exist, or was not stored
+    properly, raises :class:`~imgtool.errors.ImageError`.
+    """
+
+    def add(self, name: str, granularity: int | None = None) -> None:
+        """Add a clean bitmap that follows writes; ``granularity`` bytes go by one bit."""
+
+    def remove(self, name: str) -> None:
+        """Remove a bitmap, even one that was not stored properly."""
+
+    def clear(self, name: str) -> None:
+        """Make a bitmap all clean."""
+
+    def enable(self, name: str, enabled: bool) -> None:
+        """Let a bitmap follow writes, or stop following them."""
+
+    def merge(self, name: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Mark ``(offset, length)`` ranges, in bytes, as dirty."""
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """The dirty ranges as ``(offset, length)`` in bytes, in order."""
+
+
 class NewImage(abc.ABC):
     """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
 
@@ -204,6 +230,7 @@ class Format:
     repairer: str = ""
     measurer: str = ""
     describer: str = ""
+    bitmapper: str = ""
     aliases: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     create_options: OptionTable = field(default_factory=OptionTable)
@@ -236,6 +263,12 @@ class Format:
     def load_measurer(self) -> Measure | None:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
+
+    def load_bitmapper(self) -> Callable[[BlockDevice], Bitmaps] | None:
+        """Import the function that gives an open image's bitmaps; None if there are none."""
+        if not self.bitmapper:
+            return None
+        return cast("Callable[[BlockDevice], Bitmaps]", _load(self.bitmapper))
 
     def load_describer(self) -> Callable[[BlockDevice], Description] | None:
         """Import the function that gives ``info`` what is particular to the format."""

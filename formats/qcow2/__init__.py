@@ -20,6 +20,7 @@ FORMAT = Format(
     checker="imgtool.formats.qcow2.check:check",
     repairer="imgtool.formats.qcow2.repair:repair",
     measurer="imgtool.formats.qcow2.measure:measure",
+    bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
     describer="imgtool.formats.qcow2.describe:describe",
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(

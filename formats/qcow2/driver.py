@@ -104,6 +104,16 @@ class Qcow2Device(MappedDevice):
             return None
         return [StoredBitmap(bitmap.name, bitmap.granularity) for bitmap in self.bitmaps]
 
+    def bitmap_ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """The dirty ranges of the bitmap called ``name``, as ``(offset, length)`` in bytes.
+
+        Raises :class:`BadOption` if there is none, and :class:`ImageError` if it was not stored
+        properly, so that nobody can rely on it.
+        """
+        from imgtool.formats.qcow2.dirty_bits import load_named
+
+        return load_named(self.storage, self.header, name, self.header.size).ranges()
+
     @property
     def _cluster_size(self) -> int:
         return self.header.geometry.cluster_size

@@ -85,11 +85,6 @@ def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None)
             f"qemu-img check -r all '{storage.name}'",
             filename=storage.name,
         )
-    if header.bitmaps is not None:
-        raise ReadOnly(
-            "The image has persistent bitmaps, and imgtool cannot keep them up to date yet",
-            filename=storage.name,
-        )
     if header.crypt_method is not Crypt.NONE:
         raise ReadOnly(
             "The image is encrypted, and imgtool cannot encrypt yet", filename=storage.name

@@ -39,10 +39,14 @@ def resize(device: WritableQcow2, size: int, preallocation: str = "off") -> None
         raise BadOption("Preallocation can't be used for shrinking an image", filename=device.name)
     with device.exclusive():
         device.flush()
+        if device.header.bitmaps is not None:
+            device.bitmap_store.resize(size)
         if size < device.size:
             _shrink(device, size)
         elif size > device.size:
             _grow(device, size, preallocation)
+        if device.header.bitmaps is not None:
+            device.bitmap_store.store()
 
 
 def _grow(device: WritableQcow2, size: int, preallocation: str) -> None:

@@ -77,6 +77,12 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
     with device.exclusive():
         _refuse_data_file(device)
         snapshot = _find(device, wanted)
+        if len(device.bitmap_store):
+            raise ImageError(
+                f"Could not apply snapshot '{wanted}': Device has active dirty bitmaps; they would "
+                "not be true of what was: remove them first",
+                filename=device.name,
+            )
         device.flush()
         metadata, header = device.metadata, device.header
         l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)

@@ -22,6 +22,7 @@ from imgtool.device import BlockDevice, Limits
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
+from imgtool.formats.qcow2.bitmap_store import BitmapStore
 from imgtool.formats.qcow2.cluster_map import ClusterMap
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header
@@ -60,6 +61,9 @@ class WritableQcow2(Qcow2Device):
         self.gate = Gate()
         self._allocator = allocator
         self._use_tables(self._tables, fresh)
+        self._bitmap_store: BitmapStore | None = None
+        if not fresh and header.bitmaps is not None:
+            self._bitmap_store = BitmapStore(self)
         self._failure: ImageError | None = None
         self._closed = False
 
@@ -106,6 +110,17 @@ class WritableQcow2(Qcow2Device):
 
     # Changing
 
+    @property
+    def bitmap_store(self) -> BitmapStore:
+        """The persistent bitmaps, for changing; what is changed is stored when the disk closes."""
+        if self._bitmap_store is None:
+            self._bitmap_store = BitmapStore(self)
+        return self._bitmap_store
+
+    def _note_write(self, offset: int, length: int) -> None:
+        if self._bitmap_store is not None:
+            self._bitmap_store.note_write(offset, length)
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the write lock. A write that would hit metadata marks the image corrupt."""
@@ -129,6 +144,7 @@ class WritableQcow2(Qcow2Device):
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
         with self._changing():
+            self._note_write(offset, length)
             self._flush_if_crowded()
             return list(self._reserve_runs(offset, length))
 
@@ -172,6 +188,7 @@ class WritableQcow2(Qcow2Device):
 
     def _write(self, offset: int, view: memoryview) -> None:
         with self._changing():
+            self._note_write(offset, len(view))
             self._write_runs(offset, view)
             self._flush_if_crowded()
 
@@ -244,6 +261,7 @@ class WritableQcow2(Qcow2Device):
         whole_end = align_down(end, granularity) if end < self._size else align_up(end, granularity)
         whole = align_up(offset, granularity)
         with self._changing():
+            self._note_write(offset, length)
             if whole >= whole_end:
                 self._write_zero_bytes(offset, end)
             else:
@@ -315,6 +333,7 @@ class WritableQcow2(Qcow2Device):
         geometry = self.header.geometry
         self._check_write(offset, min(geometry.cluster_size, self._size - offset))
         with self._changing():
+            self._note_write(offset, min(geometry.cluster_size, self._size - offset))
             self._flush_if_crowded()
             self.metadata.l2_table(offset // geometry.l2_coverage)
             host = self._packer.place(len(encoded))
@@ -357,6 +376,8 @@ class WritableQcow2(Qcow2Device):
         with self._changing():
             self.metadata.flush()
             self.metadata.finish()
+            if self._bitmap_store is not None:
+                self._bitmap_store.store()
 
     def close(self) -> None:
         if self._closed:
@@ -364,6 +385,9 @@ class WritableQcow2(Qcow2Device):
         self._closed = True
         try:
             if not self.metadata.unfinished and self._failure is None:
-                self.flush()
+                with self._changing():
+                    if self._bitmap_store is not None:
+                        self._bitmap_store.store()
+                    self.metadata.flush()
         finally:
             super().close()

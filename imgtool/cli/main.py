@@ -22,6 +22,7 @@ from imgtool.cli.errors import ERRORS, complain, say
 #: attribute ``command`` of the module imgtool.cli.<name>.
 COMMANDS = {
     "bench": "Time reads or writes of an image",
+    "bitmap": "Change persistent dirty bitmaps",
     "check": "Check an image's integrity and repair it",
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",

@@ -74,12 +74,8 @@ def test_trust_is_passed_on(imgtool: Imgtool) -> None:
 
 
 @pytest.mark.usefixtures("raw")
-def test_the_target_may_be_larger_and_not_smaller(imgtool: Imgtool, tmp_path: Path) -> None:
-    arguments = ("convert", "-f", "raw", "-O", "qcow2")
-    assert imgtool(*arguments, "-o", "size=5M", "a.raw", "b.q").status == 0
-    assert "virtual size: 5 MiB" in imgtool("info", "b.q").stdout
-    before = (tmp_path / "b.q").read_bytes()
-    done = imgtool(*arguments, "-o", "size=512k", "a.raw", "b.q")
-    assert done.status == 1
-    assert "b.q: The target is smaller (524288 bytes)" in done.stderr
-    assert (tmp_path / "b.q").read_bytes() == before
+def test_the_target_has_the_size_of_its_source(imgtool: Imgtool) -> None:
+    for size in ("5M", "512k"):
+        arguments = ("convert", "-f", "raw", "-O", "qcow2", "-o", f"size={size}")
+        assert imgtool(*arguments, "a.raw", "b.q").status == 0
+        assert "virtual size: 1 MiB" in imgtool("info", "b.q").stdout

@@ -214,10 +214,10 @@ class Format:
 
     ``probe(head, tail)`` scores from 0 (certainly not) to 100 (certainly) how likely a file is to
     be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
-    ``checker``, ``repairer``, ``measurer`` and ``describer`` name functions as ``module:function``; an empty one
-    says that the format lacks the operation. ``features`` lists what the driver can do: ``create``,
-    ``write``, ``resize``, ``backing``, ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``,
-    ``data-file``.
+    ``checker``, ``repairer``, ``measurer`` and ``describer`` name functions as
+    ``module:function``; an empty one says that the format lacks the operation. ``features`` lists
+    what the driver can do: ``create``, ``write``, ``resize``, ``backing``, ``compress``,
+    ``snapshots``, ``bitmaps``, ``zero-clusters``, ``data-file``.
     """
 
     name: str

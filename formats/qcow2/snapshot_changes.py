@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
-from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
 from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
@@ -25,8 +24,7 @@ from imgtool.formats.qcow2.snapshots import (
     table_entry,
 )
 from imgtool.formats.qcow2.tables import read_l1, read_table
-from imgtool.schema.fields import big_endian_bytes, build
-from imgtool.units import align_up
+from imgtool.schema.fields import big_endian_bytes
 
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2

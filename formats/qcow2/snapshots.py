@@ -66,9 +66,12 @@ def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
 
 
 def entries(
-    storage: Storage, header: Header, *, most_extra: int = MAX_EXTRA_DATA
+    storage: Storage, header: Header, *, most_extra: int = MAX_EXTRA_DATA, whole: bool = True
 ) -> Iterator[Snapshot]:
-    """Read the entries of the snapshot table; ``most_extra`` bounds the extra data of each."""
+    """Read the entries of the snapshot table; ``most_extra`` bounds the extra data of each.
+
+    They must be there to their ends unless ``whole`` is false.
+    """
     start = offset = header.snapshots_offset
     names = 0
     for number in range(header.snapshot_count):
@@ -81,7 +84,10 @@ def entries(
         if names > MAX_NAME_BYTES:
             raise CorruptImage("The snapshot table has too long names", start)
         length = head.extra_data_size + head.id_str_size + head.name_size
-        tail = bytes(storage.read_exact(offset + _HEAD, length, what))
+        if whole:
+            tail = bytes(storage.read_exact(offset + _HEAD, length, what))
+        else:
+            tail = storage.read_at(offset + _HEAD, length)
         extra = tail[: head.extra_data_size]
         named = head.extra_data_size + head.id_str_size
         values = {

@@ -65,7 +65,9 @@ def check(
 
     ``report`` is told each finding as it is made, a line of text; without it the first thousand
     are kept in the result. ``repair`` is ``leaks`` or ``all``, and ``dry_run`` says what it would
-    do without changing a byte: see :class:`imgtool.format.Repair`. Raises :class:`NoChecks` if the format has none, and
+    do without changing a byte: see :class:`imgtool.format.Repair`.
+
+    Raises :class:`NoChecks` if the format has none, and
     :class:`~imgtool.errors.CorruptImage` where the metadata is too broken to be followed.
     """
     opener = replace(opener or Opener(), follow=False)

@@ -88,10 +88,14 @@ class RefcountCheck:
 
     # Comparing
 
-    def compare(self) -> None:
-        """Compare all refcounts with what was counted, and find the end of the image."""
+    def compare(self, end: int | None = None) -> None:
+        """Compare refcounts with what was counted, and find the end of the image.
+
+        Of clusters from index ``end`` on nothing is said.
+        """
         state, result = self._state, self._state.findings.result
         last, highest = self.clusters(), 0
+        last = last if end is None else min(last, end)
         for number in self.numbers(last):
             first = number * self.per_block
             count = min(self.per_block, last - first)

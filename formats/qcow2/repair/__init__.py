@@ -30,6 +30,7 @@ from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps
 from imgtool.formats.qcow2.repair.copied import repair_copied
 from imgtool.formats.qcow2.repair.header import switch_header
+from imgtool.formats.qcow2.repair.overflow import Split
 from imgtool.formats.qcow2.repair.refcounts import (
     blocks_alone,
     correct,
@@ -87,8 +88,6 @@ class _Survey(NamedTuple):
     state: State
     tables: L1Check
     refcounts: RefcountCheck
-    #: Whether something other than refcounts is wrong.
-    broken: bool
 
 
 class _Repair:
@@ -105,10 +104,7 @@ class _Repair:
 
     def run(self, what: str) -> tuple[CheckResult, CheckResult]:
         """Repair; return what was found, and what is left."""
-        if what == "all":
-            left = self._all()
-        else:
-            left = self._leaks()
+        left = self._all() if what == "all" else self._leaks()
         left.leaks_fixed = max(0, self._found.leaks - left.leaks)
         left.corruptions_fixed = max(0, self._found.corruptions - left.corruptions)
         left.messages = self._found.messages
@@ -117,17 +113,6 @@ class _Repair:
             unmarked = self._header.incompatible & ~_MARKS
             switch_header(self._storage, replace(self._header, incompatible=unmarked))
         return self._found, left
-
-    def _walk(self, findings: Findings) -> tuple[State, L1Check]:
-        state = new_state(self._storage, self._header, findings)
-        return state, count_references(state, self._snapshots, self._bitmaps)
-
-    def _survey(self, findings: Findings) -> _Survey:
-        state, tables = self._walk(findings)
-        broken = findings.result.corruptions > 0
-        refcounts = count_structures(state)
-        refcounts.compare()
-        return _Survey(state, tables, refcounts, broken)
 
     def _leaks(self) -> CheckResult:
         """Lower what is counted too high, and change nothing else."""
@@ -153,42 +138,76 @@ class _Repair:
         self._header = read_header(self._storage, for_repair=True)
         self._header, self._bitmaps = sound_bitmaps(self._storage, self._header, self._findings)
         self._snapshots, whole = readable_snapshots(self._storage, self._header, self._findings)
-        survey = self._survey(self._findings)
-        survey = self._repair_tables(survey, whole)
+        state, tables, old_end = self._repair_tables(whole)
+        refcounts = count_structures(state)
+        refcounts.compare(old_end)
+        survey = _Survey(state, tables, refcounts)
+        if self._split(state, tables) or old_end is not None:
+            survey = self._survey(Findings(CheckResult()))
         survey = self._repair_refcounts(survey)
         left = replace(survey.state.findings.result)
         if survey.refcounts.copied_wrong or survey.tables.copied_unclear:
             repair_copied(survey.state, survey.refcounts, self._findings)
         return left
 
-    def _repair_tables(self, survey: _Survey, snapshots_whole: bool) -> _Survey:
-        tables = TableRepair(survey.state, survey.tables)
-        misplaced = tables.misplaced()
+    def _walk(self, findings: Findings) -> tuple[State, L1Check]:
+        state = new_state(self._storage, self._header, findings)
+        return state, count_references(state, self._snapshots, self._bitmaps)
+
+    def _survey(self, findings: Findings) -> _Survey:
+        state, tables = self._walk(findings)
+        refcounts = count_structures(state)
+        refcounts.compare()
+        return _Survey(state, tables, refcounts)
+
+    def _repair_tables(self, snapshots_whole: bool) -> tuple[State, L1Check, int | None]:
+        """Repair all tables; return what they refer to, and where the file's old clusters end.
+
+        What the repair itself has added is not among what was found; None says it has done nothing.
+        """
+        state, tables = self._walk(self._findings)
+        broken = self._found.corruptions > 0
+        repair = TableRepair(state, tables)
+        misplaced = repair.misplaced()
         if misplaced:
             self._findings.corruption(
                 "Repairing tables that share clusters, or end past the end of the file", misplaced
             )
-        elif not survey.broken and snapshots_whole:
-            return survey
-        before = self._snapshots
-        self._header, self._snapshots = tables.run(before)
-        if tables.unreadable:
+        if not (broken or misplaced) and snapshots_whole:
+            return state, tables, None
+        before, old_header, old_end = self._snapshots, self._header, repair.fresh.next
+        self._header, self._snapshots = repair.run(before)
+        if repair.unreadable:
             self._findings.tell(
-                f"{tables.unreadable} guest clusters could not be read: they are zeros now"
+                f"{repair.unreadable} guest clusters could not be read: they are zeros now"
             )
         if not snapshots_whole or self._snapshots != before:
             self._header = write_snapshots(
-                self._storage, self._header, self._snapshots, tables.fresh
+                self._storage, self._header, self._snapshots, repair.fresh
             )
             self._snapshots = read_snapshots(self._storage, self._header)
         self._storage.flush()
-        return self._survey(Findings(CheckResult()))
+        state, tables = self._walk(Findings(CheckResult()))
+        state.findings = self._findings
+        if self._header.snapshots_offset != old_header.snapshots_offset:
+            table_size = sum(snapshot.size_on_disk for snapshot in before)
+            state.count(old_header.snapshots_offset, table_size)
+        return state, tables, old_end
+
+    def _split(self, state: State, tables: L1Check) -> bool:
+        """Copy what more refer to than a refcount can say; return whether there was any."""
+        split = Split(state)
+        if not split.needed:
+            return False
+        split.tables(self._snapshots)
+        state, tables = self._walk(Findings(CheckResult()))
+        Split(state).data(tables)
+        return True
 
     def _repair_refcounts(self, survey: _Survey) -> _Survey:
         state, refcounts = survey.state, survey.refcounts
         if usable(state, refcounts):
-            result = state.findings.result
-            if not (self._found.corruptions or result.corruptions or result.leaks):
+            if not (self._found.corruptions or self._found.leaks):
                 return survey
             correct(state, refcounts, lower_only=False)
         else:

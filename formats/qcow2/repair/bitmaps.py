@@ -1,7 +1,7 @@
 """Bitmaps under repair.
 
-Bitmaps in which anything cannot be are dropped, all of them: QEMU does not open an image for writing
-with such bitmaps, and a backup that trusted what is left of them would miss changes.
+Bitmaps in which anything cannot be are dropped, all of them: QEMU does not open an image for
+writing with such bitmaps, and a backup that trusted what is left of them would miss changes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def mend_l1(state: State, words: Words) -> Words:
     offsets = words & _L1_OFFSET
     unaligned = (offsets & np.uint64(state.geometry.cluster_size - 1)) != 0
     usable = (offsets != 0) & ~unaligned & (offsets < np.uint64(state.file_size))
-    return np.where(usable, words & ~np.uint64(L1_RESERVED), np.uint64(0))
+    mended: Words = np.where(usable, words & ~np.uint64(L1_RESERVED), np.uint64(0))
+    return mended
 
 
 class L2Repair:
@@ -90,7 +91,7 @@ class L2Repair:
         packed, state = entries.compressed, self._state
         entry[packed] &= ~np.uint64(COPIED)
         if self._external:
-            return packed.copy()
+            return packed
         offsets, ends = self._l2.packed_ranges(entry)
         size = np.uint64(state.file_size)
         far = packed & (ends >= np.uint64(state.past))

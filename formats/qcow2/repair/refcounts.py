@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imgtool.errors import ImageError
-from imgtool.formats.qcow2.check.refcounts import RESERVED, RefcountCheck
+from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.geometry import MAX_REFCOUNT_TABLE_BYTES
 from imgtool.formats.qcow2.header import Header
@@ -127,7 +127,9 @@ def rebuild(state: State) -> Header:
     fresh.take(end - first)
 
     table = np.zeros((table_clusters << bits) // 8, np.uint64)
-    table[numbers] = (np.arange(len(numbers), dtype=np.uint64) + np.uint64(first + table_clusters)) << np.uint64(bits)
+    table[numbers] = (
+        np.arange(len(numbers), dtype=np.uint64) + np.uint64(first + table_clusters)
+    ) << np.uint64(bits)
     most = np.uint64((1 << geometry.refcount_bits) - 1)
     for number, place in zip(numbers.tolist(), table[numbers].tolist(), strict=True):
         begin = number * per_block

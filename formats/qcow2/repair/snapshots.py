@@ -33,7 +33,8 @@ def readable_snapshots(
     found: list[Snapshot] = []
     whole = True
     try:
-        for number, snapshot in enumerate(entries(storage, header, most_extra=MAX_TABLE_BYTES)):
+        read = entries(storage, header, most_extra=MAX_TABLE_BYTES, whole=False)
+        for number, snapshot in enumerate(read):
             if len(snapshot.extra_data) > MAX_EXTRA_DATA:
                 findings.corruption(
                     f"Discarding too much extra metadata in snapshot table entry {number} "

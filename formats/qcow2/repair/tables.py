@@ -57,13 +57,15 @@ class TableRepair:
     def _crowded(self) -> NDArray[np.bool_]:
         """Which of the L2 tables share their cluster with something that isn't that table."""
         clusters = self._own >> self._state.geometry.cluster_bits
-        return self._state.tally.counts(clusters) > self._own_weights
+        crowded: NDArray[np.bool_] = self._state.tally.counts(clusters) > self._own_weights
+        return crowded
 
     @property
     def _own_places(self) -> NDArray[np.bool_]:
         offsets, cluster_size = self._tables.offsets, self._state.geometry.cluster_size
         inside = (offsets > 0) & (offsets < self._state.file_size)
-        return inside & (offsets % cluster_size == 0)
+        possible: NDArray[np.bool_] = inside & (offsets % cluster_size == 0)
+        return possible
 
     @property
     def _own(self) -> NDArray[np.int64]:
@@ -77,7 +79,9 @@ class TableRepair:
     def misplaced(self) -> int:
         """How many tables lie where something else lies, or end past the end of the file."""
         return (
-            int(np.count_nonzero(self._crowded)) + int(self._active_crowded()) + int(self._cut_off())
+            int(np.count_nonzero(self._crowded))
+            + int(self._active_crowded())
+            + int(self._cut_off())
         )
 
     def _cut_off(self) -> bool:
@@ -95,7 +99,9 @@ class TableRepair:
         if offset + length > self._state.file_size:
             return True
         geometry = self._state.geometry
-        counts = self._state.tally.window(offset >> geometry.cluster_bits, geometry.clusters(length))
+        counts = self._state.tally.window(
+            offset >> geometry.cluster_bits, geometry.clusters(length)
+        )
         return bool((counts > 1).any())
 
     # Repairing

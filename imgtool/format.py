@@ -148,6 +148,17 @@ class Bitmaps(Protocol):
         """The dirty ranges as ``(offset, length)`` in bytes, in order."""
 
 
+class Amend(Protocol):
+    """Changes an open, writable image as ``options`` of the format's amend table say."""
+
+    def __call__(
+        self,
+        device: BlockDevice,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> None: ...
+
+
 class NewImage(abc.ABC):
     """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
 
@@ -231,9 +242,11 @@ class Format:
     measurer: str = ""
     describer: str = ""
     bitmapper: str = ""
+    amender: str = ""
     aliases: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     create_options: OptionTable = field(default_factory=OptionTable)
+    amend_options: OptionTable = field(default_factory=OptionTable)
     open_options: OptionTable = field(default_factory=OptionTable)
     features: frozenset[str] = frozenset()
 
@@ -263,6 +276,10 @@ class Format:
     def load_measurer(self) -> Measure | None:
         """Import the function that predicts file sizes, or None if the format has none."""
         return cast("Measure", _load(self.measurer)) if self.measurer else None
+
+    def load_amender(self) -> Amend | None:
+        """Import the function that changes an open image's options; None if there is none."""
+        return cast("Amend", _load(self.amender)) if self.amender else None
 
     def load_bitmapper(self) -> Callable[[BlockDevice], Bitmaps] | None:
         """Import the function that gives an open image's bitmaps; None if there are none."""

@@ -20,6 +20,7 @@ FORMAT = Format(
     checker="imgtool.formats.qcow2.check:check",
     repairer="imgtool.formats.qcow2.repair:repair",
     measurer="imgtool.formats.qcow2.measure:measure",
+    amender="imgtool.formats.qcow2.amend:amend",
     bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
     describer="imgtool.formats.qcow2.describe:describe",
     suffixes=(".qcow2", ".qcow2c"),
@@ -57,6 +58,20 @@ FORMAT = Format(
                 "Turn off copy-on-write (valid only on btrfs)",
                 of_file=True,
             ),
+        )
+    ),
+    amend_options=OptionTable(
+        (
+            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+            Option("data_file", "str", "File name of an external data file"),
+            Option(
+                "data_file_raw",
+                "bool (on/off)",
+                "The external data file must stay valid as a raw image",
+            ),
+            Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
+            Option("refcount_bits", "num", "Width of a reference count entry in bits"),
+            Option("size", "size", "Virtual disk size"),
         )
     ),
     open_options=OptionTable(

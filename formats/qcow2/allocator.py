@@ -132,10 +132,10 @@ class Allocator:
         if wanted == 1:
             return self.allocate_table()
         per_block = self._geometry.refcount_block_entries
-        first = self._end()
+        first = self.end()
         if len(self.table) * per_block < first + wanted + div_round_up(wanted, per_block) + 2:
             self._grow_table(first)
-            first = self._end()
+            first = self.end()
         return self.take_region(first, wanted) << self._geometry.cluster_bits
 
     def refcount(self, index: int) -> int:
@@ -303,7 +303,7 @@ class Allocator:
         if self.guard is not None:
             self.guard.add(offset, clusters)
 
-    def _end(self) -> int:
+    def end(self) -> int:
         """The index of the first cluster behind all that are counted."""
         per_block = self._geometry.refcount_block_entries
         for number in range(len(self.table) - 1, -1, -1):

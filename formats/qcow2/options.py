@@ -49,9 +49,7 @@ class CreateOptions:
 
         Raises :class:`BadOption` for values and combinations that the format does not have.
         """
-        version = _VERSIONS.get(options.get("compat", "1.1"))
-        if version is None:
-            raise BadOption(f"Parameter 'version' does not accept value '{options['compat']}'")
+        version = version_of(options.get("compat", "1.1"))
         compression_name = options.get("compression_type", "zlib")
         if compression_name not in _COMPRESSIONS:
             raise BadOption(
@@ -61,7 +59,7 @@ class CreateOptions:
             size=align_up(size, SECTOR),
             geometry=Geometry(
                 _cluster_bits(options.get("cluster_size", 65536)),
-                _refcount_order(options.get("refcount_bits", 16)),
+                refcount_order(options.get("refcount_bits", 16)),
                 options.get("extended_l2", False),
             ),
             version=version,
@@ -129,7 +127,15 @@ def _cluster_bits(size: int) -> int:
     return bits
 
 
-def _refcount_order(width: int) -> int:
+def version_of(compat: str) -> int:
+    """The version that a compatibility level stands for; raises :class:`BadOption`."""
+    if compat not in _VERSIONS:
+        raise BadOption(f"Parameter 'version' does not accept value '{compat}'")
+    return _VERSIONS[compat]
+
+
+def refcount_order(width: int) -> int:
+    """The logarithm of a refcount width in bits; raises :class:`BadOption`."""
     order = width.bit_length() - 1
     if width < 1 or width > 64 or width != 1 << order:
         raise BadOption("Refcount width must be a power of two and may not exceed 64 bits")

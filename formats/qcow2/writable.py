@@ -350,6 +350,41 @@ class WritableQcow2(Qcow2Device):
             self._tables.use(l1)
             self._size = size
 
+    @property
+    def allocator(self) -> Allocator:
+        """Where host clusters come from."""
+        return self._allocator
+
+    def use_allocator(self, allocator: Allocator) -> None:
+        """Take host clusters from another allocator, the header naming its table already."""
+        allocator.guard = self._allocator.guard
+        self._allocator = allocator
+        self._use_tables(self._tables, fresh=False)
+
+    def own_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What this image itself maps of a range, whatever lies below it."""
+        return self._map(offset, length)
+
+    def unallocate(self, offset: int, length: int) -> None:
+        """Leave whole clusters to what is below, or to zeros."""
+        with self._changing():
+            for cluster in range(offset, offset + length, self.header.geometry.cluster_size):
+                if any(self.clusters.entry(cluster)):
+                    self.clusters.unallocate(cluster)
+            self._flush_if_crowded()
+
+    def allocate_zeroes(self, offset: int, length: int) -> None:
+        """Back whole clusters with host clusters that hold zeros."""
+        with self._changing():
+            extents = list(self._reserve_runs(offset, length))
+            for extent in extents:
+                assert extent.host_offset is not None
+                size = align_up(extent.length, self.header.geometry.cluster_size)
+                self._data.write_zeroes(extent.host_offset, size)
+            for extent in extents:
+                self.clusters.link(extent)
+            self._flush_if_crowded()
+
     def forget_tables(self) -> None:
         """Read L2 tables anew: they have been changed where they lie."""
         with self.clusters.lock:

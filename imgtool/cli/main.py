@@ -21,6 +21,7 @@ from imgtool.cli.errors import ERRORS, complain, say
 #: The commands and their help lines: `imgtool --help` imports none of them. Each lives in the
 #: attribute ``command`` of the module imgtool.cli.<name>.
 COMMANDS = {
+    "amend": "Change the options of an image",
     "bench": "Time reads or writes of an image",
     "bitmap": "Change persistent dirty bitmaps",
     "check": "Check an image's integrity and repair it",

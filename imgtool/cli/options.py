@@ -39,3 +39,10 @@ def print_help(format: str, *, has_target: bool) -> None:
         click.echo()
         click.echo("The protocol level may support further options.")
         click.echo("Specify the target filename to include those options.")
+
+
+def print_amend_help(format: str) -> None:
+    """Print the options of a format that can be changed, as ``amend -o help`` does."""
+    click.echo(f"Amend options for '{format}':")
+    for line in registry.find(format).amend_options.help_lines():
+        click.echo(line)

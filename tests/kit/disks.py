@@ -25,9 +25,10 @@ def open_disk(
     children: Mapping[str, Reference | None] | None = None,
     writable: bool = False,
     follow: bool = True,
+    share: bool = False,
 ) -> BlockDevice:
     """Open an image with its chain, under a policy that the environment has no say in."""
-    opener = Opener(policy=policy, writable=writable, follow=follow)
+    opener = Opener(policy=policy, writable=writable, follow=follow, share=share)
     return open_image(Reference(source, format, options or {}, children or {}), opener)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
-from tests.kit.qcow2 import ImageBuilder
+from tests.kit.qcow2 import CRYPTO, ImageBuilder
 
 
 def _mixed(**options: Any) -> Callable[[], ImageBuilder]:
@@ -67,3 +68,20 @@ GALLERY: dict[str, Callable[[], ImageBuilder]] = {
         header={"compatible_features": 1 << 50, "autoclear_features": 1 << 51},
     ),
 }
+
+
+def encrypted() -> ImageBuilder:
+    """An image with a LUKS 1 header, of which all but the contents can be looked at."""
+    header = struct.pack(
+        ">6sH32s32s32sII20s32sI40s", b"LUKS\xba\xbe", 1, b"aes", b"xts-plain64", b"sha256",
+        4040, 64, b"d" * 20, b"s" * 32, 1234, b"ea0e1979-d4c6-43bc-86c1-30e84ffda137",
+    )  # fmt: skip
+    for slot in range(8):
+        header += struct.pack(">II32sII", 0x00AC71F3, 44949, b"s" * 32, 8 + 504 * slot, 4000)
+    builder = ImageBuilder(1 << 20, header={"crypt_method": 2})
+    where = builder.place(header, "luks")
+    builder.extensions = [(CRYPTO, struct.pack(">QQ", where, 2068480))]
+    builder.allocate(2068480)
+    for index in (0, 3, 4):
+        builder.data(index)
+    return builder

@@ -21,14 +21,14 @@ from tests.kit.disks import NONE
 from tests.kit.effort import effort
 from tests.kit.limits import MiB, measure
 from tests.kit.qcow2 import ImageBuilder
-from tests.kit.qcow2_gallery import GALLERY
+from tests.kit.qcow2_gallery import GALLERY, encrypted
 
 _SMALL = ("v2", "512", "4k", "extended", "zstd-extended", "refcount-2", "unknown")
 
 
 @functools.cache
 def built(name: str) -> tuple[ImageBuilder, bytes]:
-    builder = GALLERY[name]()
+    builder = encrypted() if name == "encrypted" else GALLERY[name]()
     return builder, builder.build()
 
 
@@ -74,8 +74,12 @@ def do_convert(image: bytes) -> None:
     )
 
 
-@pytest.mark.parametrize("operation", [do_info, do_check, do_map, do_convert])
-@pytest.mark.parametrize("name", _SMALL)
+_CASES = [
+    (name, operation) for name in _SMALL for operation in (do_info, do_check, do_map, do_convert)
+] + [("encrypted", operation) for operation in (do_info, do_check, do_map)]
+
+
+@pytest.mark.parametrize(("name", "operation"), _CASES)
 def test_damaged_images(name: str, operation: Callable[[bytes], None]) -> None:
     images = damaged(name)
     operation(built(name)[1])

@@ -16,8 +16,8 @@ from imgtool.storage import locks
 from imgtool.storage.file import FileStorage
 from imgtool.storage.host import Descriptor
 from imgtool.storage.locks import READ, SHARED_READ, SHARED_WRITE, WRITE, ImageLock
+from tests.kit.tools import require_tool
 from tests.storage.hosts import without
-from tests.storage.tools import require
 
 if not sys.platform.startswith("linux"):
     pytest.skip("only Linux has open file description locks", allow_module_level=True)
@@ -26,7 +26,7 @@ if not sys.platform.startswith("linux"):
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow2"
-    command = [require("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "1M"]
+    command = [require_tool("qemu-img"), "create", "-q", "-f", "qcow2", str(path), "1M"]
     subprocess.run(command, check=True)
     return path
 
@@ -34,7 +34,7 @@ def image(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def qemu_holds(image: Path, *options: str) -> Iterator[None]:
     """Keep ``image`` open in qemu-io, for writing unless ``options`` say otherwise."""
-    command = [require("qemu-io"), "-f", "qcow2", *options, str(image)]
+    command = [require_tool("qemu-io"), "-f", "qcow2", *options, str(image)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -48,7 +48,7 @@ def qemu_holds(image: Path, *options: str) -> Iterator[None]:
 
 def qemu_opens(image: Path, *options: str) -> bool:
     """Say if qemu-io can open ``image``; if not, check that it is for a lock."""
-    command = [require("qemu-io"), "-f", "qcow2", *options, "-c", "read 0 512", str(image)]
+    command = [require_tool("qemu-io"), "-f", "qcow2", *options, "-c", "read 0 512", str(image)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         assert "lock" in result.stderr

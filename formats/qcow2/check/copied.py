@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imgtool.formats.qcow2.check.l1 import TableBudget
 from imgtool.formats.qcow2.check.l2 import L2Check
 from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import State
@@ -20,36 +21,38 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COPIED = np.uint64(COPIED)
+#: L1 entries that are looked at together.
+_STEP = 1 << 17
 
 
 def check_copied(state: State, refcounts: RefcountCheck) -> None:
     """Report every COPIED flag that contradicts its refcount."""
-    header, bits = state.header, state.geometry.cluster_bits
+    header = state.header
     held = max(0, min(header.l1_size, (state.file_size - header.l1_table_offset) // 8))
     words = state.read_table(header.l1_table_offset, held)
-    indexes = np.flatnonzero(words & np.uint64(L1_OFFSET_MASK))
-    words = words[indexes]
     offsets = (words & np.uint64(L1_OFFSET_MASK)).astype(np.int64)
-    found, wrong = judge(refcounts, words, offsets >> bits)
     # A table is read once, however often it is named; what is wrong in it is so each time.
     places, counts = np.unique(offsets, return_index=True, return_counts=True)[1:]
-    times = dict(zip(places.tolist(), counts.tolist(), strict=True))
-    tables = L2Check(state)
-    unaligned_bytes = state.file_size
-    for place in range(len(words)):
-        if wrong[place]:
-            state.findings.corruption(
-                f"ERROR OFLAG_COPIED L2 cluster: l1_index={indexes[place]} "
-                f"l1_entry={words[place]:x} refcount={found[place]}"
-            )
-        offset = int(offsets[place])
-        if place not in times or offset >= state.file_size:
-            continue
-        if offset % state.geometry.cluster_size:
-            if unaligned_bytes <= 0:
-                continue
-            unaligned_bytes -= state.geometry.cluster_size
-        _check_table(state, refcounts, tables, offset, times[place])
+    times = np.zeros(held, np.int64)
+    times[places] = counts
+    times[(offsets == 0) | (offsets >= state.file_size) | ~state.hold_data(offsets)] = 0
+    tables, budget = L2Check(state), TableBudget(state)
+    for start in range(0, held, _STEP):
+        part = slice(start, start + _STEP)
+        found, wrong = judge(refcounts, words[part], offsets[part] >> state.geometry.cluster_bits)
+        wrong &= offsets[part] != 0
+        if not state.findings.listening:
+            state.findings.untold_corruptions(int(np.count_nonzero(wrong)))
+            wrong[:] = False
+        for index in np.flatnonzero(wrong | (times[part] != 0)).tolist():
+            place = start + index
+            if wrong[index]:
+                state.findings.corruption(
+                    f"ERROR OFLAG_COPIED L2 cluster: l1_index={place} "
+                    f"l1_entry={words[place]:x} refcount={found[index]}"
+                )
+            if times[place] and budget.allows(int(offsets[place])):
+                _check_table(state, refcounts, tables, int(offsets[place]), int(times[place]))
 
 
 def _check_table(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RESERVED = np.uint64(0x7F000000000001FF)
 _OFFSET = np.uint64(L1_OFFSET_MASK)
 _COPIED = np.uint64(COPIED)
+#: What is read of tables that are not aligned, beyond what the file stores.
+_UNALIGNED_BYTES = 16 << 20
 #: Entries that are looked at together.
 _STEP = 1 << 17
 
@@ -40,14 +42,28 @@ class L1Piece(NamedTuple):
     active: int
 
 
+class TableBudget:
+    """Bounds the reading of tables that are not aligned, which may overlap each other."""
+
+    def __init__(self, state: State) -> None:
+        self._cluster_size = state.geometry.cluster_size
+        self._left = state.storage.allocated() + _UNALIGNED_BYTES
+
+    def allows(self, offset: int) -> bool:
+        """Whether the table at host ``offset`` is to be read."""
+        if not offset % self._cluster_size:
+            return True
+        self._left -= self._cluster_size
+        return self._left >= 0
+
+
 class L1Check:
     """Walks all L1 tables and, through them, all L2 tables."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._l2 = L2Check(state)
-        # Tables that are not aligned may overlap each other: they get so much reading in all.
-        self._unaligned_bytes = state.file_size
+        self._reading = TableBudget(state)
 
     @property
     def copied_unclear(self) -> bool:
@@ -114,14 +130,14 @@ class L1Check:
         everybody, active = SparseTally(), SparseTally()
         for piece in pieces:
             for words in self._entries(piece):
-                offsets = (words & _OFFSET).astype(np.int64)
-                everybody.add(offsets, piece.weight)
+                found, counts = np.unique(words & _OFFSET, return_counts=True)
+                everybody.add_counted(found.astype(np.int64), counts * piece.weight)
                 if piece.active:
-                    active.add(offsets)
+                    active.add_counted(found.astype(np.int64), counts)
         self.offsets, self.weights = everybody.found()
         self._actives = np.zeros(len(self.offsets), np.uint64)
-        offsets, counts = active.found()
-        self._actives[np.searchsorted(self.offsets, offsets)] = counts
+        offsets, times = active.found()
+        self._actives[np.searchsorted(self.offsets, offsets)] = times
         self._walked = np.zeros(len(self.offsets), np.bool_)
 
     def _walk_piece(self, piece: L1Piece) -> None:
@@ -141,16 +157,22 @@ class L1Check:
             places = np.searchsorted(self.offsets, offsets)
             fresh = np.zeros(len(words), np.bool_)
             fresh[np.unique(places, return_index=True)[1]] = True
-            fresh &= ~self._walked[places] & inside
+            fresh &= ~self._walked[places] & inside & state.hold_data(offsets)
             self._walked[places] = True
-            odd = ~inside | unaligned | ((words & RESERVED) != 0)
+            faults = np.array([~inside, unaligned, (words & RESERVED) != 0])
+            odd: NDArray[np.bool_]
+            if state.findings.listening:
+                odd = np.logical_or.reduce(faults)
+            else:
+                odd = np.zeros_like(fresh)
+                state.findings.untold_corruptions(piece.weight * int(np.count_nonzero(faults)))
             for index in np.flatnonzero(fresh | odd).tolist():
                 offset = int(offsets[index])
                 if odd[index]:
                     self._report(int(words[index]), offset, piece.weight)
-                if fresh[index]:
+                if fresh[index] and self._reading.allows(offset):
                     place = places[index]
-                    self._walk_l2(offset, int(self.weights[place]), int(self._actives[place]))
+                    self._l2.walk(offset, int(self.weights[place]), int(self._actives[place]))
 
     def _mark(
         self,
@@ -177,10 +199,3 @@ class L1Check:
                 f"ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted",
                 weight,
             )
-
-    def _walk_l2(self, offset: int, weight: int, active: int) -> None:
-        if offset % self._state.geometry.cluster_size:
-            if self._unaligned_bytes <= 0:
-                return
-            self._unaligned_bytes -= self._state.geometry.cluster_size
-        self._l2.walk(offset, weight, active)

@@ -5,6 +5,7 @@ Source: the specification's section "Host cluster management".
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Refcounts = NDArray[np.unsignedinteger[Any]]
 
-RESERVED = 0x1FF
+_RESERVED = 0x1FF
 #: Bytes of refcount blocks that are kept for looking up single refcounts.
 _KEPT_BYTES = 16 << 20
 
@@ -43,6 +44,8 @@ class RefcountCheck:
         self.table = state.read_table(header.refcount_table_offset, entries)
         self._kept: dict[int, Refcounts] = {}
         self._complained = False
+        #: Of blocks that the table repeats: how many clusters they say are in use, and the last.
+        self._leaks: dict[int, tuple[int, int]] = {}
         #: Whether some COPIED flag contradicts the refcounts, or may do so.
         self.copied_wrong = False
 
@@ -50,36 +53,57 @@ class RefcountCheck:
 
     def count_blocks(self) -> None:
         """Count the refcount blocks, and report entries of the table that can't be."""
-        state, tally, findings = self._state, self._state.tally, self._state.findings
-        cluster_size = state.geometry.cluster_size
-        last = self.clusters()
-        for index in np.flatnonzero(self.table).tolist():
-            entry = int(self.table[index])
-            offset = entry & REFCOUNT_OFFSET_MASK
-            cluster = offset // cluster_size
-            if entry & RESERVED:
-                findings.corruption(f"ERROR refcount table entry {index} has reserved bits set")
-            elif offset % cluster_size:
-                findings.corruption(
-                    f"ERROR refcount block {index} is not cluster aligned; refcount table entry "
-                    "corrupted"
-                )
-            elif cluster >= last:
-                findings.corruption(f"ERROR refcount block {index} is outside image")
+        state = self._state
+        geometry = state.geometry
+        indexes = np.flatnonzero(self.table)
+        entries = self.table[indexes]
+        offsets = entries & np.uint64(REFCOUNT_OFFSET_MASK)
+        clusters = (offsets >> np.uint64(geometry.cluster_bits)).astype(np.int64)
+        reserved = (entries & np.uint64(_RESERVED)) != 0
+        unaligned = (offsets & np.uint64(geometry.cluster_size - 1)) != 0
+        good = ~reserved & ~unaligned & (clusters < self.clusters())
+        counted = self._count_in_order(clusters[good])
+        counts = np.zeros(len(indexes), np.uint64)
+        counts[good] = np.minimum(counted, np.uint64(self.most))
+        wrong = np.flatnonzero(counts != 1)
+        for done, place in enumerate(wrong.tolist()):
+            index = int(indexes[place])
+            if not state.findings.listening:
+                state.findings.untold_corruptions(len(wrong) - done)
+                return
+            if reserved[place]:
+                fault = f"table entry {index} has reserved bits set"
+            elif unaligned[place]:
+                fault = f"block {index} is not cluster aligned; refcount table entry corrupted"
+            elif not good[place]:
+                fault = f"block {index} is outside image"
             else:
-                tally.add_run(cluster, 1)
-                counted = min(int(tally.window(cluster, 1)[0]), self.most)
-                if counted != 1:
-                    findings.corruption(f"ERROR refcount block {index} refcount={counted}")
+                fault = f"block {index} refcount={counts[place]}"
+            state.findings.corruption(f"ERROR refcount {fault}")
+
+    def _count_in_order(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Count a reference to each cluster in turn; return what the count then is."""
+        order = np.argsort(clusters, kind="stable")
+        ordered = clusters[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        # How often a cluster has come up before, in the order of the table.
+        before = np.arange(len(ordered)) - np.repeat(starts, np.diff(starts, append=len(ordered)))
+        counts = np.zeros(len(ordered), np.uint64)
+        counts[order] = self._state.tally.of(ordered) + before.astype(np.uint64) + np.uint64(1)
+        self._state.tally.add(clusters)
+        return counts
 
     def report_overflows(self) -> None:
         """Report clusters with more references than a refcount of this width can say."""
         for cluster, count in self._state.tally.above(self.most):
             offset = cluster * self._state.geometry.cluster_size
-            self._state.findings.corruption(
-                f"ERROR: overflow cluster offset={offset:#x}", count - self.most
-            )
-            self._state.findings.tell(_WIDEN)
+            findings = self._state.findings
+            for done in range(count - self.most):
+                if not findings.listening:
+                    findings.untold_corruptions(count - self.most - done)
+                    break
+                findings.corruption(f"ERROR: overflow cluster offset={offset:#x}")
+                findings.tell(_WIDEN)
 
     def clusters(self) -> int:
         """How many clusters are compared: those of the file, and one more if it is in use."""
@@ -99,6 +123,9 @@ class RefcountCheck:
         for number in self.numbers(last):
             first = number * self.per_block
             count = min(self.per_block, last - first)
+            if count == self.per_block and self._is_repeated(number):
+                highest = max(highest, self._count_repeated(number, first))
+                continue
             counted = state.tally.window(first, count)
             offset = self.block_offset(number)
             if offset % state.geometry.cluster_size:
@@ -122,6 +149,38 @@ class RefcountCheck:
             there = np.union1d(there, self._state.tally.touched(self.per_block))
         numbers: list[int] = there.tolist()
         return numbers
+
+    def _is_repeated(self, number: int) -> bool:
+        """Whether the table names a block again, and nothing refers to what it counts here.
+
+        A table may name one block a million times, for clusters that the file only claims to have.
+        """
+        if self._state.findings.listening or number >= len(self.table):
+            return False
+        return int(self.table[number]) in self._repeated and number not in self._touched
+
+    @cached_property
+    def _repeated(self) -> set[int]:
+        entries, counts = np.unique(self.table, return_counts=True)
+        return {
+            entry
+            for entry in entries[counts > 1].tolist()
+            if entry and not (entry & REFCOUNT_OFFSET_MASK) % self._state.geometry.cluster_size
+        }
+
+    @cached_property
+    def _touched(self) -> set[int]:
+        return set(self._state.tally.touched(self.per_block).tolist())
+
+    def _count_repeated(self, number: int, first: int) -> int:
+        """Count what a repeated block leaks; return the last cluster that it says is in use."""
+        offset = self.block_offset(number)
+        if offset not in self._leaks:
+            used = np.flatnonzero(self.read(offset))
+            self._leaks[offset] = (len(used), int(used[-1]) if len(used) else -first)
+        leaks, last = self._leaks[offset]
+        self._state.findings.untold_leaks(leaks)
+        return first + last
 
     def block_offset(self, number: int) -> int:
         return int(self.table[number]) & REFCOUNT_OFFSET_MASK if number < len(self.table) else 0

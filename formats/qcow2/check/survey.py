@@ -12,7 +12,7 @@ from imgtool.formats.qcow2.check.tally import new_tally
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.snapshots import Snapshot
 from imgtool.storage.base import Storage
-from imgtool.units import align_up
+from imgtool.units import align_down, align_up
 
 _SECTOR = 512
 
@@ -21,7 +21,8 @@ def new_state(storage: Storage, header: Header, findings: Findings) -> State:
     """Begin to count what the image in ``storage`` refers to."""
     geometry = header.geometry
     file_size = align_up(storage.size(), _SECTOR)
-    findings.result.total_clusters = geometry.clusters(header.size)
+    # A guest sees whole sectors.
+    findings.result.total_clusters = geometry.clusters(align_down(header.size, _SECTOR))
     # A structure may end less than a cluster past the end of the file.
     tally = new_tally(geometry.clusters(file_size) + 1, storage.allocated())
     return State(storage, header, tally, findings, file_size)

@@ -47,8 +47,8 @@ class Tally(abc.ABC):
         """The counts of ``count`` clusters from ``first`` on."""
 
     @abc.abstractmethod
-    def counts(self, clusters: NDArray[np.int64]) -> Counts:
-        """The counts of some clusters, which all lie within range."""
+    def of(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The counts of clusters anywhere."""
 
     @abc.abstractmethod
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
@@ -96,8 +96,8 @@ class DenseTally(Tally):
     def window(self, first: int, count: int) -> Counts:
         return self._counts[first : first + count]
 
-    def counts(self, clusters: NDArray[np.int64]) -> Counts:
-        return self._counts[clusters]
+    def of(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
+        return self._counts[clusters].astype(np.uint64)
 
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
         if limit >= np.iinfo(self._counts.dtype).max:
@@ -129,14 +129,21 @@ class SparseTally(Tally):
         super().__init__(clusters)
         self._found = np.empty(0, np.int64)
         self._counts = np.empty(0, np.uint64)
-        self._pending: list[tuple[NDArray[np.int64], int]] = []
+        self._pending: list[tuple[NDArray[np.int64], NDArray[Any] | int]] = []
         self._waiting = 0
 
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
         self.add(np.arange(first, first + count, dtype=np.int64), weight)
 
     def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
-        self._pending.append((clusters, weight))
+        self._append(clusters, weight)
+
+    def add_counted(self, clusters: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Count so many references to each of ``clusters``."""
+        self._append(clusters, counts)
+
+    def _append(self, clusters: NDArray[np.int64], counts: NDArray[np.int64] | int) -> None:
+        self._pending.append((clusters, counts))
         self._waiting += len(clusters)
         # In step with what is there, so that sorting in costs little on the whole.
         if self._waiting > max(_PENDING, len(self._found)):
@@ -149,7 +156,10 @@ class SparseTally(Tally):
         weights = np.concatenate(
             (
                 self._counts,
-                *(np.full(len(part), weight, np.uint64) for part, weight in self._pending),
+                *(
+                    np.broadcast_to(np.asarray(counts, np.uint64), part.shape)
+                    for part, counts in self._pending
+                ),
             )
         )
         self._pending, self._waiting = [], 0
@@ -171,11 +181,13 @@ class SparseTally(Tally):
         counts[self._found[start:end] - first] = self._counts[start:end]
         return counts
 
-    def counts(self, clusters: NDArray[np.int64]) -> Counts:
+    def of(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
         self._settle()
+        found = np.append(self._found, np.int64(-1))
         places = np.searchsorted(self._found, clusters)
-        known = np.append(self._found, -1)[places] == clusters
-        return np.where(known, np.append(self._counts, np.uint64(0))[places], np.uint64(0))
+        return np.where(
+            found[places] == clusters, np.append(self._counts, np.uint64(0))[places], np.uint64(0)
+        )
 
     def above(self, limit: int) -> Iterator[tuple[int, int]]:
         self._settle()

@@ -43,7 +43,8 @@ def repair_copied(state: State, refcounts: RefcountCheck, findings: Findings) ->
     if wrong.any():
         storage.write_at(header.l1_table_offset, table_bytes(words))
     tables = L2Check(state)
-    for offset in np.unique(offsets).tolist():
+    offsets = np.unique(offsets)
+    for offset in offsets[state.hold_data(offsets)].tolist():
         _repair_table(state, refcounts, tables, offset, findings)
     storage.flush()
 

@@ -7,12 +7,17 @@ from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.geometry import MAX_HOST_OFFSET
 
 
+#: What may be added to a file in one go, unless it holds more than that already; bytes.
+_MOST_ADDED = 256 << 20
+
+
 class Fresh:
     """Hands out host clusters at the end of the file.
 
     They are never taken out of what the refcounts call free: the refcounts are what is wrong. The
     caller sees to it that no entry which is still believed points past the end of the file: there
-    it reads as zeros, and would read as what is put there.
+    it reads as zeros, and would read as what is put there. However much of a small file lies upon
+    each other, what moves apart is bounded: ``room`` clusters are left.
     """
 
     def __init__(self, state: State) -> None:
@@ -20,6 +25,7 @@ class Fresh:
         held = self._geometry.clusters(state.file_size)
         #: The index of the next cluster.
         self.next = held + int(bool(state.tally.window(held, 1).any()))
+        self.room = max(_MOST_ADDED, self._storage.allocated()) >> self._geometry.cluster_bits
         self._zeros = 0
         self._zero_uses = 0
 
@@ -33,6 +39,9 @@ class Fresh:
     def place(self, data: bytes) -> int:
         """Write ``data``, padded with zeros, to clusters of its own; return their host offset."""
         clusters = self._geometry.clusters(len(data))
+        if clusters > self.room:
+            raise ImageError("Too much of the image lies upon each other to be moved apart")
+        self.room -= clusters
         offset = self.take(clusters) << self._geometry.cluster_bits
         self._storage.write_at(offset, data.ljust(clusters << self._geometry.cluster_bits, b"\0"))
         return offset

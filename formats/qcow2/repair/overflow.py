@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Words = NDArray[np.uint64]
 
-#: What copies may take, unless the file holds more than that already; bytes.
-_MOST_COPIED = 256 << 20
 #: Entries that are looked at together.
 _STEP = 1 << 17
 
@@ -37,8 +35,6 @@ class Split:
         self._state = state
         self._bits = state.geometry.cluster_bits
         self._fresh = Fresh(state)
-        room = max(_MOST_COPIED, state.storage.allocated())
-        self._room = room >> self._bits
         most = (1 << state.geometry.refcount_bits) - 1
         found = list(state.tally.above(most)) if most < 1 << 32 else []
         #: Clusters that are referred to too often, in order, and by how much.
@@ -59,12 +55,13 @@ class Split:
 
     def _may_leave(self, clusters: range, weight: int, taken: int) -> bool:
         """Whether something should leave the clusters, and go where it takes ``taken`` others."""
-        if taken > self._room or all(self._excess.get(cluster, 0) <= 0 for cluster in clusters):
+        if taken > self._fresh.room or all(
+            self._excess.get(cluster, 0) <= 0 for cluster in clusters
+        ):
             return False
         for cluster in clusters:
             if cluster in self._excess:
                 self._excess[cluster] -= weight
-        self._room -= taken
         return True
 
     # L2 tables
@@ -102,10 +99,9 @@ class Split:
             return
         reader = L2Check(self._state)
         step = self._state.geometry.l2_entry_size // 8
-        pairs = zip(tables.offsets.tolist(), tables.weights.tolist(), strict=True)
-        for offset, weight in pairs:
-            if not offset:
-                continue
+        stored = (tables.offsets != 0) & self._state.hold_data(tables.offsets)
+        offsets, weights = tables.offsets[stored].tolist(), tables.weights[stored].tolist()
+        for offset, weight in zip(offsets, weights, strict=True):
             table = self._state.read_table(offset, self._state.geometry.cluster_size // 8)
             entries = reader.entries(table)
             words = entries.entry.copy()

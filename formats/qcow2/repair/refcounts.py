@@ -59,7 +59,7 @@ def blocks_alone(state: State, refcounts: RefcountCheck) -> bool:
     clusters = named >> np.uint64(geometry.cluster_bits)
     if bool((clusters >= np.uint64(refcounts.clusters())).any()):
         return False
-    return bool((state.tally.counts(clusters.astype(np.int64)) == 1).all())
+    return bool((state.tally.of(clusters.astype(np.int64)) == 1).all())
 
 
 def _used(state: State, refcounts: RefcountCheck, number: int, last: int) -> bool:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imgtool.errors import ImageError
 from imgtool.formats.qcow2.check.l1 import L1Check
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.header import Header
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Entries of an L1 table that are looked at together.
 _STEP = 1 << 17
-#: What snapshots' L1 tables that lie upon each other may take when each gets a place of its own.
-_MOST_MOVED = 256 << 20
 
 
 class TableRepair:
@@ -46,7 +43,6 @@ class TableRepair:
         #: Host offsets of L2 tables that move, in order, and where they go.
         self._from = np.empty(0, np.uint64)
         self._to = np.empty(0, np.uint64)
-        self._moved_bytes = 0
 
     @property
     def unreadable(self) -> int:
@@ -57,7 +53,7 @@ class TableRepair:
     def _crowded(self) -> NDArray[np.bool_]:
         """Which of the L2 tables share their cluster with something that isn't that table."""
         clusters = self._own >> self._state.geometry.cluster_bits
-        crowded: NDArray[np.bool_] = self._state.tally.counts(clusters) > self._own_weights
+        crowded: NDArray[np.bool_] = self._state.tally.of(clusters) > self._own_weights
         return crowded
 
     @property
@@ -123,7 +119,9 @@ class TableRepair:
         return header, [self._repair_snapshot(snapshot) for snapshot in snapshots]
 
     def _mend_in_place(self, offsets: NDArray[np.int64], weights: Words) -> None:
-        for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
+        stored = self._state.hold_data(offsets)
+        pairs = zip(offsets[stored].tolist(), weights[stored].tolist(), strict=True)
+        for offset, weight in pairs:
             mended = self._l2.mend(self._read_l2(offset), weight)
             if mended is not None:
                 self._storage.write_at(offset, table_bytes(mended))
@@ -181,13 +179,9 @@ class TableRepair:
         if not self._shared(offset, entries * 8):
             self._mend_l1_in_place(offset, entries)
             return replace(snapshot, l1_size=entries)
-        self._moved_bytes += entries * 8
-        if self._moved_bytes > _MOST_MOVED:
-            raise ImageError("The snapshots' L1 tables lie upon each other: too many to repair")
-        words = self._state.read_table(offset, entries)
-        mended = self._mend_l1(words)
-        if not np.array_equal(mended, words):
-            offset = self.fresh.place(table_bytes(mended))
+        offset = self.fresh.place(
+            table_bytes(self._mend_l1(self._state.read_table(offset, entries)))
+        )
         return replace(snapshot, l1_table_offset=offset, l1_size=entries)
 
 

@@ -6,7 +6,6 @@ from imgtool.errors import ImageError
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.geometry import MAX_HOST_OFFSET
 
-
 #: What may be added to a file in one go, unless it holds more than that already; bytes.
 _MOST_ADDED = 256 << 20
 

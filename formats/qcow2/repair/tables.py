@@ -179,9 +179,10 @@ class TableRepair:
         if not self._shared(offset, entries * 8):
             self._mend_l1_in_place(offset, entries)
             return replace(snapshot, l1_size=entries)
-        offset = self.fresh.place(
-            table_bytes(self._mend_l1(self._state.read_table(offset, entries)))
-        )
+        words = self._state.read_table(offset, entries)
+        mended = self._mend_l1(words)
+        if not np.array_equal(mended, words):
+            offset = self.fresh.place(table_bytes(mended))
         return replace(snapshot, l1_table_offset=offset, l1_size=entries)
 
 

@@ -12,8 +12,29 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs milliseconds
 if TYPE_CHECKING:
-    from imgtool.api import check, compare, convert, create, hash, info, map, measure, open
+    from imgtool.api import (
+        amend,
+        apply_snapshot,
+        bitmap,
+        check,
+        commit,
+        compare,
+        convert,
+        create,
+        create_snapshot,
+        delete_snapshot,
+        dirty_ranges,
+        hash,
+        info,
+        map,
+        measure,
+        open,
+        rebase,
+        resize,
+        snapshots,
+    )
     from imgtool.chain import OpenPolicy, Reference, Trust
+    from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
     from imgtool.errors import (
         BadOption,
@@ -52,34 +73,56 @@ __all__ = [
     "OutOfRange",
     "ReadOnly",
     "Reference",
+    "SnapshotInfo",
     "Storage",
     "Trust",
     "UnsupportedFeature",
     "WrongFormat",
+    "amend",
+    "apply_snapshot",
+    "bitmap",
     "check",
+    "commit",
     "compare",
     "convert",
     "create",
+    "create_snapshot",
+    "delete_snapshot",
+    "dirty_ranges",
     "hash",
     "info",
     "map",
     "measure",
     "open",
+    "rebase",
+    "resize",
+    "snapshots",
 ]
 
 _HOMES = {
     "imgtool.api": (
+        "amend",
+        "apply_snapshot",
+        "bitmap",
         "check",
+        "commit",
         "compare",
         "convert",
         "create",
+        "create_snapshot",
+        "delete_snapshot",
+        "dirty_ranges",
         "hash",
         "info",
         "map",
         "measure",
         "open",
+        "rebase",
+        "resize",
+        "snapshots",
     ),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
+    "imgtool.description": ("SnapshotInfo",),
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
         "BadOption",

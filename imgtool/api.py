@@ -20,6 +20,7 @@ from imgtool.chain import Opener, OpenPolicy, Reference, Source
 from imgtool.units import parse_size
 
 if TYPE_CHECKING:
+    from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.format import Measurement
@@ -322,6 +323,179 @@ def hash(
         opener=_opener(policy, share=share),
         progress=progress,
     )
+
+
+def resize(
+    source: Image,
+    size: int | str,
+    *,
+    format: str | None = None,
+    shrink: bool = False,
+    preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
+    policy: OpenPolicy | None = None,
+) -> int:
+    """Give a disk another virtual size, and return it in bytes.
+
+    ``size`` is in bytes, or text such as ``"10G"``; ``"+1G"`` and ``"-512M"`` are relative to the
+    size it has. Cutting something off needs ``shrink``. What is added reads as zeros;
+    ``preallocation`` says what is done for it.
+    """
+    from imgtool.ops.resize import resize
+
+    return resize(
+        _reference(source, format, {}),
+        size,
+        shrink=shrink,
+        preallocation=preallocation,
+        opener=_opener(policy),
+    )
+
+
+def commit(
+    source: Image,
+    *,
+    format: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    drop: bool = False,
+    rate_limit: int | None = None,
+    policy: OpenPolicy | None = None,
+    cache: str = "writeback",
+    progress: Progress | None = None,
+) -> None:
+    """Write what an overlay holds into its backing image, and then empty the overlay.
+
+    With ``base``, an image further down the chain, everything above it goes into that one, and
+    nothing is emptied; with ``drop`` it is not, either. ``rate_limit`` is in bytes a second.
+    """
+    from imgtool.ops.commit import commit
+
+    commit(
+        _reference(source, format, {}),
+        base=None if base is None else os.fspath(base),
+        drop=drop,
+        rate_limit=rate_limit,
+        opener=_opener(policy, cache=cache),
+        progress=progress,
+    )
+
+
+def rebase(
+    source: Image,
+    backing_file: str | os.PathLike[str] | None,
+    backing_format: str | None = None,
+    *,
+    format: str | None = None,
+    unsafe: bool = False,
+    compress: bool = False,
+    policy: OpenPolicy | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    backing_cache: str = "writeback",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> None:
+    """Put an overlay on another backing file, or on none, with its contents unchanged.
+
+    ``backing_file`` is relative to the overlay's directory and needs ``backing_format``. What it
+    does not hold and the old one does is copied into the overlay first, with ``compress``
+    compressed. ``unsafe`` only changes what is recorded. ``warn`` is told of internal snapshots,
+    which show the new backing file from then on.
+    """
+    from imgtool.ops.rebase import rebase
+
+    rebase(
+        _reference(source, format, {}),
+        None if backing_file is None else os.fspath(backing_file),
+        backing_format,
+        unsafe=unsafe,
+        compress=compress,
+        opener=_opener(policy, share=share, cache=cache),
+        backing_cache=backing_cache,
+        progress=progress,
+        warn=warn or (lambda text: None),
+    )
+
+
+def snapshots(
+    source: Image, *, format: str | None = None, share: bool = False
+) -> list[SnapshotInfo]:
+    """List the internal snapshots of an image; none where its format has none."""
+    from imgtool.ops.snapshot import list_snapshots
+
+    return list_snapshots(_reference(source, format, {}), opener=_opener(None, share=share))
+
+
+def amend(
+    source: Image,
+    *,
+    format: str | None = None,
+    policy: OpenPolicy | None = None,
+    progress: Progress | None = None,
+    **options: object,
+) -> None:
+    """Change the options that an image was created with: ``compat="0.10"``, ``refcount_bits=8``."""
+    from imgtool.ops.amend import amend
+
+    amend(_reference(source, format, {}), options, opener=_opener(policy), progress=progress)
+
+
+def bitmap(
+    source: Image,
+    name: str,
+    *changes: Literal["add", "remove", "clear", "enable", "disable"],
+    merge: str | None = None,
+    merge_from: Image | None = None,
+    granularity: int | None = None,
+    format: str | None = None,
+) -> None:
+    """Change the persistent dirty bitmap ``name``: the ``changes`` in order, then the merge.
+
+    ``granularity`` is the bytes that one bit of an added bitmap stands for. ``merge`` is the name
+    of a bitmap whose marks are taken over, in the image itself or in ``merge_from``.
+    """
+    from imgtool.ops.bitmap import Action, Change, change_bitmap
+
+    actions = [Action(Change(change)) for change in changes]
+    if merge is not None:
+        actions.append(Action(Change.MERGE, merge))
+    change_bitmap(
+        _reference(source, format, {}),
+        name,
+        actions,
+        granularity=granularity,
+        source=None if merge_from is None else _reference(merge_from, None, {}),
+        opener=_opener(None),
+    )
+
+
+def dirty_ranges(
+    source: Image, name: str, *, format: str | None = None
+) -> Iterator[tuple[int, int]]:
+    """What the bitmap ``name`` says is dirty: ``(offset, length)`` in bytes, in order."""
+    from imgtool.ops.bitmap import dirty_ranges
+
+    return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None))
+
+
+def create_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+    """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
+    from imgtool.ops.snapshot import create_snapshot
+
+    create_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+
+
+def apply_snapshot(source: Image, snapshot: str, *, format: str | None = None) -> None:
+    """Make the disk what it was when the internal snapshot with this id, or name, was taken."""
+    from imgtool.ops.snapshot import apply_snapshot
+
+    apply_snapshot(_reference(source, format, {}), snapshot, opener=_opener(None))
+
+
+def delete_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+    """Remove the first internal snapshot of this name; what only it held becomes free."""
+    from imgtool.ops.snapshot import delete_snapshot
+
+    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None))
 
 
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:

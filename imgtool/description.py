@@ -25,6 +25,21 @@ class SnapshotInfo:
     disk_size: int | None = None
     icount: int | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what QEMU's JSON says of a snapshot, keys in its order."""
+        seconds, nanoseconds = divmod(self.vm_clock_nsec, 10**9)
+        values: dict[str, Any] = {} if self.icount is None else {"icount": self.icount}
+        return {
+            **values,
+            "vm-clock-nsec": nanoseconds,
+            "name": self.name,
+            "date-sec": self.date_sec,
+            "date-nsec": self.date_nsec,
+            "vm-clock-sec": seconds,
+            "id": self.id,
+            "vm-state-size": self.vm_state_size,
+        }
+
 
 @dataclass(frozen=True)
 class Description:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
     from typing_extensions import Self
 
+    from imgtool.description import SnapshotInfo
     from imgtool.storage.base import Storage
 
 
@@ -43,12 +44,14 @@ class BlockDevice(abc.ABC):
 
     ``name`` is the file's name as given; ``format`` the name of its format; ``read_only`` whether
     writes raise :class:`~imgtool.errors.ReadOnly`. Reads and writes outside ``[0, size)`` raise
-    :class:`~imgtool.errors.OutOfRange`; nothing is ever read or written short.
+    :class:`~imgtool.errors.OutOfRange`; nothing is ever read or written short. ``stores_zeros``
+    says that the disk has no holes: zeros are written like any other data.
     """
 
     name: str
     format: str
     read_only: bool = True
+    stores_zeros: bool = False
 
     @property
     @abc.abstractmethod
@@ -73,6 +76,11 @@ class BlockDevice(abc.ABC):
     @property
     def stored_bitmaps(self) -> Sequence[StoredBitmap] | None:
         """The bitmaps that the image keeps, or None if it cannot keep any."""
+        return None
+
+    @property
+    def stored_snapshots(self) -> Sequence[SnapshotInfo] | None:
+        """The internal snapshots that the image keeps, or None if it cannot keep any."""
         return None
 
     # Reading
@@ -168,7 +176,7 @@ class BlockDevice(abc.ABC):
         raise self._cannot("hold compressed data")
 
     def resize(self, size: int, *, preallocation: str = "off") -> None:
-        """Set the virtual size; what comes into being reads as zeros.
+        """Set the virtual size; what comes into being reads as zeros (unless ``stores_zeros``).
 
         ``preallocation`` says what is done for it: ``off``, ``metadata``, ``falloc`` or ``full``.
         """
@@ -176,7 +184,40 @@ class BlockDevice(abc.ABC):
             raise ReadOnly("The disk is open read-only", filename=self.name)
         if size < 0:
             raise BadOption(f"A disk cannot have {size} bytes", filename=self.name)
+        if preallocation not in ("off", "metadata", "falloc", "full"):
+            raise BadOption(f"Invalid preallocation mode '{preallocation}'")
         self._resize(size, preallocation)
+
+    # The backing image
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        """Record another backing file, or none, and its format. It counts from the next open on.
+
+        What the disk holds is the caller's business: see :mod:`imgtool.ops.rebase`.
+        """
+        raise self._cannot("record a backing file")
+
+    def expect_other_backing(self) -> None:
+        """Store zeros as such from now on, even where the backing image has them already."""
+        raise self._cannot("record a backing file")
+
+    def make_empty(self) -> None:
+        """Let go of all that the image itself holds, so that only its backing image shows."""
+        raise self._cannot("be emptied")
+
+    # Internal snapshots
+
+    def create_snapshot(self, name: str) -> None:
+        """Keep the disk as it is now as a snapshot called ``name``; names need not differ."""
+        raise self._no_snapshots()
+
+    def apply_snapshot(self, wanted: str) -> None:
+        """Make the disk what it was when the snapshot with this id, or else name, was taken."""
+        raise self._no_snapshots()
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the first snapshot of this name."""
+        raise self._no_snapshots()
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -218,6 +259,12 @@ class BlockDevice(abc.ABC):
 
     def _cannot(self, what: str) -> ImageError:
         return ImageError(f"Images of format '{self.format}' cannot {what}", filename=self.name)
+
+    def _no_snapshots(self) -> ImageError:
+        return ImageError(
+            f"Operation not supported: images of format '{self.format}' have no snapshots",
+            filename=self.name,
+        )
 
     # Checks
 

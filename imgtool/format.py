@@ -163,10 +163,11 @@ class NewImage(abc.ABC):
     """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
 
     :meth:`finish` writes the structure that makes it an image, last of all. Closing without it
-    leaves a file that no format claims.
+    leaves a file that no format claims. ``reads_zero`` says whether what is never written does.
     """
 
     device: BlockDevice
+    reads_zero: bool = True
 
     @abc.abstractmethod
     def finish(self) -> None:
@@ -227,8 +228,8 @@ class Format:
     be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
     ``checker``, ``repairer``, ``measurer`` and ``describer`` name functions as
     ``module:function``; an empty one says that the format lacks the operation. ``features`` lists
-    what the driver can do: ``create``, ``write``, ``resize``, ``backing``, ``compress``,
-    ``snapshots``, ``bitmaps``, ``zero-clusters``, ``data-file``.
+    what the driver can do: ``create``, ``write``, ``encrypt``, ``resize``, ``backing``,
+    ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``, ``data-file``.
     """
 
     name: str

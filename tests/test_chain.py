@@ -357,7 +357,7 @@ def test_backing_format_is_used_as_it_is_recorded(tmp_path: Path) -> None:
 
 def test_guessed_raw_is_not_written_to(tmp_path: Path) -> None:
     path = raw(tmp_path / "disk.raw")
-    with pytest.raises(ImageError, match=r"only guessed to be raw.*-f"):
+    with pytest.raises(ImageError, match=r"probing guessed raw.*-f raw"):
         open_disk(path, writable=True)
     with open_disk(path, "raw", writable=True) as device:
         device.write_at(0, b"QFI\xfb\0\0\0\3")

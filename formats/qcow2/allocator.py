@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from imgtool.formats.qcow2.overlap import MetadataMap
 
+#: Bytes of refcount blocks that are kept although they have not changed.
+_KEPT_BYTES = 4 << 20
+
 
 class Allocator:
     """Hands out host clusters, lowest first, and keeps their refcounts.
@@ -36,15 +39,16 @@ class Allocator:
     ) -> None:
         self.table = table
         self.table_offset = table_offset
-        #: Host offset and clusters of a table that was replaced, until its owner has freed it.
-        self.retired: tuple[int, int] | None = None
-        #: Indexes of clusters that have become free since their owner last looked.
-        self.freed: list[int] = []
+        #: Host offset and clusters of tables that were replaced, until their owner has freed them.
+        self.retired: list[tuple[int, int]] = []
+        #: Runs of clusters, first and count, that have become free since their owner last looked.
+        self.freed: list[tuple[int, int]] = []
         #: How many clusters have ever become free.
         self.frees = 0
         self._storage = storage
         self._geometry = geometry
         self._blocks: dict[int, RefcountBlock] = {}
+        self._kept_blocks = max(4, _KEPT_BYTES // geometry.cluster_size)
         self._dirty_blocks: set[int] = set()
         self._dirty_table: set[int] = set()
         self._cursor = 0
@@ -133,8 +137,9 @@ class Allocator:
             return self.allocate_table()
         per_block = self._geometry.refcount_block_entries
         first = self.end()
-        if len(self.table) * per_block < first + wanted + div_round_up(wanted, per_block) + 2:
-            self._grow_table(first)
+        room = wanted + div_round_up(wanted, per_block) + 2
+        if len(self.table) * per_block < first + room:
+            self._grow_table(first, room)
             first = self.end()
         return self.take_region(first, wanted) << self._geometry.cluster_bits
 
@@ -150,19 +155,23 @@ class Allocator:
         Raises :class:`CorruptImage` for refcounts that would fall below zero, and
         :class:`ImageError` for those that would not fit their width.
         """
-        first = offset >> self._geometry.cluster_bits
-        for index in range(first, first + count):
-            number, slot = divmod(index, self._geometry.refcount_block_entries)
+        index = offset >> self._geometry.cluster_bits
+        end = index + count
+        per_block = self._geometry.refcount_block_entries
+        while index < end:
+            number, slot = divmod(index, per_block)
             block = self._block(number) if number < len(self.table) else None
             value = (0 if block is None else block[slot]) + by
             if block is None or value < 0:
                 raise _uncounted(index << self._geometry.cluster_bits)
             if value > self._geometry.max_refcount:
                 raise ImageError(f"A refcount exceeds {self._geometry.refcount_bits} bits")
-            block[slot] = value
+            alike = block.alike(slot, min(end - index, per_block - slot))
+            block.fill(slot, alike, value)
             self._dirty_blocks.add(number)
             if not value:
-                self._freed(index)
+                self._freed(index, alike)
+            index += alike
 
     def change_many(self, indexes: NDArray[np.uint64], by: int) -> None:
         """Add ``by`` to the refcount of each cluster in ``indexes``, as often as it is in there.
@@ -172,7 +181,7 @@ class Allocator:
         """
         import numpy as np
 
-        from imgtool.formats.qcow2.refcounts import pack_block, unpack_block
+        from imgtool.formats.qcow2.refcounts import pack_block, runs, unpack_block
 
         if not len(indexes):
             return
@@ -180,7 +189,7 @@ class Allocator:
         clusters, times = np.unique(indexes, return_counts=True)
         numbers = clusters // np.uint64(geometry.refcount_block_entries)
         changed: list[tuple[int, bytes]] = []
-        free: list[int] = []
+        free: list[tuple[int, int]] = []
         starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] + np.uint64(1)))
         for start, end in zip(starts.tolist(), [*starts.tolist()[1:], len(clusters)], strict=True):
             number = int(numbers[start])
@@ -202,12 +211,14 @@ class Allocator:
             counts[slots] = new.astype(counts.dtype)
             changed.append((number, pack_block(counts, geometry.refcount_order)))
             if by < 0:
-                free.extend(clusters[start:end][new == 0].tolist())
+                free.extend(runs(clusters[start:end][new == 0]))
         for number, data in changed:
-            self._blocks[number].data[:] = data
+            block = self._block(number)
+            assert block is not None
+            block.data[:] = data
             self._dirty_blocks.add(number)
-        for index in free:
-            self._freed(index)
+        for first, count in free:
+            self._freed(first, count)
 
     def refcounts(self, indexes: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The refcount of each cluster in ``indexes``."""
@@ -261,6 +272,8 @@ class Allocator:
             return None
         if offset & (self._geometry.cluster_size - 1):
             raise CorruptImage("A refcount block is not aligned to a cluster", offset)
+        if len(self._blocks) >= 2 * self._kept_blocks:
+            self._trim()
         data = self._storage.read_exact(offset, self._geometry.cluster_size, "A refcount block")
         block = self._blocks[number] = RefcountBlock(data, self._geometry.refcount_order)
         return block
@@ -275,29 +288,38 @@ class Allocator:
         self._dirty_table.add(number)
         return block
 
-    def _grow_table(self, first: int) -> None:
-        """Put a larger refcount table at cluster index ``first``, from where on all is free."""
-        number = div_round_up(first, self._geometry.refcount_block_entries)
-        entries_per_cluster = self._geometry.cluster_size // 8
-        # Half as much again, and room for the blocks that count the new table itself.
-        clusters = div_round_up(number + number // 2 + entries_per_cluster, entries_per_cluster)
+    def _grow_table(self, first: int, room: int = 0) -> None:
+        """Put a larger refcount table at cluster index ``first``, from where on all is free.
+
+        It reaches at least ``room`` clusters further.
+        """
+        per_block, per_cluster = (
+            self._geometry.refcount_block_entries,
+            self._geometry.cluster_size // 8,
+        )
+        number = div_round_up(first, per_block)
+        # Half as much again. Of the clusters that an entry counts, one may be taken by its block
+        # and less than one by the table itself.
+        entries = max(number + number // 2 + per_cluster, div_round_up(first + room, per_block - 2))
+        clusters = div_round_up(entries, per_cluster)
         clusters = min(clusters, MAX_REFCOUNT_TABLE_BYTES // self._geometry.cluster_size)
-        grown = clusters * entries_per_cluster - len(self.table)
-        if grown <= 0:
+        grown = clusters * per_cluster - len(self.table)
+        if grown <= 0 or clusters * per_cluster * (per_block - 2) < first + room:
             raise ImageError("The refcount table has reached its largest size: the image is full")
-        self.retired = (self.table_offset, len(self.table) // entries_per_cluster)
+        self.retired.append((self.table_offset, len(self.table) // per_cluster))
         self.table.extend([0] * grown)
         start = self.take_region(first, clusters)
         self.table_offset = start << self._geometry.cluster_bits
-        self._dirty_table.update(range(0, len(self.table), entries_per_cluster))
+        self._dirty_table.update(range(0, len(self.table), per_cluster))
         self._cursor = start + clusters
 
-    def _freed(self, index: int) -> None:
-        self._cursor = min(self._cursor, index)
-        self.frees += 1
-        self.freed.append(index)
+    def _freed(self, first: int, count: int) -> None:
+        self._cursor = min(self._cursor, first)
+        self.frees += count
+        self.freed.append((first, count))
         if self.guard is not None:
-            self.guard.forget(index << self._geometry.cluster_bits, 1)
+            bits = self._geometry.cluster_bits
+            self.guard.forget(first << bits, count)
 
     def _note(self, offset: int, clusters: int) -> None:
         if self.guard is not None:
@@ -318,8 +340,7 @@ class Allocator:
             raise ImageError("The file has reached the largest size that the format can address")
 
     def _trim(self) -> None:
-        keep = max(4, (4 << 20) // self._geometry.cluster_size)
-        for number in list(self._blocks)[:-keep]:
+        for number in list(self._blocks)[: -self._kept_blocks]:
             if number not in self._dirty_blocks:
                 del self._blocks[number]
 

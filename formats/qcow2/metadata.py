@@ -26,6 +26,9 @@ from imgtool.storage.base import Storage
 #: Changed tables and blocks that may wait in memory; past it they are flushed.
 DIRTY_LIMIT = 16 << 20
 
+#: About what it takes, in bytes, to remember one run of clusters that is to be freed.
+_RUN_BYTES = 128
+
 
 class Metadata:
     """L1, L2 and refcounts of one writable disk. The caller holds the device's write lock.
@@ -97,6 +100,7 @@ class Metadata:
     def flush_if_crowded(self) -> None:
         """Flush if so much has changed that it should not wait in memory any longer."""
         waiting = len(self._dirty_l2) * self.header.geometry.cluster_size
+        waiting += len(self._to_free) * _RUN_BYTES
         if waiting + self.allocator.dirty_bytes > DIRTY_LIMIT:
             self.flush()
 
@@ -123,6 +127,8 @@ class Metadata:
 
     def finish(self) -> None:
         """Write the header of a new image, which makes it one."""
+        if self._data is not self._storage:
+            self._data.flush()
         self._storage.flush()
         self._storage.write_at(0, self.header.build())
         self._storage.flush()
@@ -141,9 +147,8 @@ class Metadata:
             self._barrier()
         if allocator.write_table():
             self._barrier()
-        if allocator.retired is not None:
-            offset, clusters = allocator.retired
-            allocator.retired = None
+        if allocator.retired:
+            retired, allocator.retired = allocator.retired, []
             geometry = self.header.geometry
             self.switch_header(
                 replace(
@@ -152,7 +157,8 @@ class Metadata:
                     refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
                 )
             )
-            self.free_later(offset, clusters)
+            for offset, clusters in retired:
+                self.free_later(offset, clusters)
 
     def _write_l2(self) -> bool:
         def place(l1_index: int) -> int:
@@ -189,8 +195,8 @@ class Metadata:
         """Give back the host storage of what has become free; nobody may still be reading it."""
         bits = self.header.geometry.cluster_bits
         freed, self.allocator.freed = self.allocator.freed, []
-        for first, end in _runs(sorted(freed)):
-            self._storage.discard(first << bits, (end - first) << bits)
+        for first, count in freed:
+            self._storage.discard(first << bits, count << bits)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -81,11 +81,13 @@ class MetadataMap:
     def forget(self, offset: int, clusters: int) -> None:
         """Take note that clusters are free, and may hold anything."""
         first = offset >> self._bits
-        for index in range(first, first + clusters):
-            self._added.discard(index)
-            place = bisect_left(self._known, index)
-            if place < len(self._known) and self._known[place] == index:
-                del self._known[place]
+        end = first + clusters
+        if self._added:
+            self._added.difference_update(range(first, end))
+        low = bisect_left(self._known, first)
+        high = bisect_left(self._known, end, low)
+        if low < high:
+            del self._known[low:high]
 
 
 class Overlap(CorruptImage):

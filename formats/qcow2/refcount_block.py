@@ -6,6 +6,11 @@ many blocks use :mod:`imgtool.formats.qcow2.refcounts` instead.
 
 from __future__ import annotations
 
+from functools import cache
+
+#: How many refcounts are compared at a time.
+_LOOK_AHEAD = 1024
+
 
 class RefcountBlock:
     """Refcounts of ``1 << order`` bits each, packed as the specification says.
@@ -39,6 +44,26 @@ class RefcountBlock:
         mask = ((1 << (1 << self._order)) - 1) << (bit & 7)
         self.data[bit >> 3] = self.data[bit >> 3] & ~mask | value << (bit & 7)
 
+    def alike(self, first: int, count: int) -> int:
+        """How many refcounts from ``first`` on, at most ``count``, are seen to be the same."""
+        value, end = self[first], first + min(count, _LOOK_AHEAD)
+        if self._order >= 3:
+            width = 1 << (self._order - 3)
+            unit, whole = self.data[first * width : (first + 1) * width], end
+        else:
+            per_byte = 8 >> self._order
+            unit, whole = bytearray((self._repeated(value),)), end - end % per_byte
+        at = first + 1
+        while at < end and not self._starts_byte(at) and self[at] == value:
+            at += 1
+        if at < whole and self._starts_byte(at):
+            packed = self.data[self._place(at) : self._place(whole)]
+            if packed == unit * (len(packed) // len(unit)):
+                at = whole
+        while at < end and self[at] == value:
+            at += 1
+        return at - first
+
     def fill(self, first: int, count: int, value: int) -> None:
         """Set ``count`` refcounts from ``first`` on."""
         if self._order >= 3:
@@ -46,17 +71,14 @@ class RefcountBlock:
             start, end = first * width, (first + count) * width
             self.data[start:end] = value.to_bytes(width, "big") * count
             return
-        per_byte = 8 >> self._order
         end = first + count
-        while first < end and first % per_byte:
+        while first < end and not self._starts_byte(first):
             self[first] = value
             first += 1
-        whole = (end - first) // per_byte
-        if whole > 0:
-            pattern = sum(value << (slot << self._order) for slot in range(per_byte))
-            start = first // per_byte
-            self.data[start : start + whole] = bytes((pattern,)) * whole
-            first += whole * per_byte
+        start, stop = self._place(first), self._place(end)
+        if start < stop:
+            self.data[start:stop] = bytes((self._repeated(value),)) * (stop - start)
+            first += (stop - start) * (8 >> self._order)
         while first < end:
             self[first] = value
             first += 1
@@ -78,6 +100,11 @@ class RefcountBlock:
             used = len(window) - len(window.lstrip(b"\0"))
             return start, used // width
         end = start + 1
+        while end < limit and not self._starts_byte(end) and not self[end]:
+            end += 1
+        if end < limit and self._starts_byte(end):
+            window = self.data[self._place(end) : self._place(limit)]
+            end += (len(window) - len(window.lstrip(b"\0"))) * (8 >> self._order)
         while end < limit and not self[end]:
             end += 1
         return start, end - start
@@ -89,18 +116,37 @@ class RefcountBlock:
             position = self.data.find(bytes(width), first * width)
             # A match may begin in the middle of an entry.
             while position >= 0 and position % width:
-                aligned = position + width - position % width
-                if not any(self.data[aligned : aligned + width]) and aligned < len(self.data):
-                    return aligned // width
-                position = self.data.find(bytes(width), aligned)
+                position += width - position % width
+                if any(self.data[position : position + width]) or position >= len(self.data):
+                    position = self.data.find(bytes(width), position)
             return position // width if position >= 0 else size
-        per_byte = 8 >> self._order
-        full = 0xFF if self._order == 0 else None
-        while first < size:
-            if full is not None and first % per_byte == 0 and self.data[first // per_byte] == full:
-                first += per_byte
-            elif self[first]:
-                first += 1
-            else:
+        while first < size and not self._starts_byte(first):
+            if not self[first]:
                 return first
-        return size
+            first += 1
+        window = self.data[self._place(first) :]
+        first += (len(window) - len(window.lstrip(_full_bytes(self._order)))) * (8 >> self._order)
+        while first < size and self[first]:
+            first += 1
+        return first
+
+    # Where refcounts are narrower than bytes
+
+    def _place(self, index: int) -> int:
+        return index << self._order >> 3
+
+    def _starts_byte(self, index: int) -> bool:
+        return not index << self._order & 7
+
+    def _repeated(self, value: int) -> int:
+        """A byte all of whose refcounts are ``value``."""
+        return sum(value << bit for bit in range(0, 8, 1 << self._order))
+
+
+@cache
+def _full_bytes(order: int) -> bytes:
+    """The bytes without any refcount of zero."""
+    mask = (1 << (1 << order)) - 1
+    return bytes(
+        byte for byte in range(256) if all(byte >> bit & mask for bit in range(0, 8, 1 << order))
+    )

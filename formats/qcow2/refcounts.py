@@ -5,6 +5,7 @@ Source: the specification's section "Host cluster management".
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -72,3 +73,14 @@ def blocks(
         offset = entry & REFCOUNT_OFFSET_MASK
         if offset:
             yield index * per_block, read_block(storage, header, offset)
+
+
+def runs(indexes: NDArray[np.unsignedinteger[Any]]) -> Iterator[tuple[int, int]]:
+    """Join cluster indexes that follow one another: ``(first, count)``."""
+    import numpy as np
+
+    starts = np.flatnonzero(indexes[1:] - indexes[:-1] != 1) + 1
+    edges = [0, *starts.tolist(), len(indexes)]
+    for start, end in itertools.pairwise(edges):
+        if start < end:
+            yield int(indexes[start]), end - start

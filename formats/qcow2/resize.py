@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
+from imgtool.formats.qcow2.emptying import drop_tables
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.options import SECTOR
-from imgtool.formats.qcow2.references import referenced
 from imgtool.schema.fields import big_endian_bytes
 from imgtool.units import align_up
 
@@ -51,6 +50,8 @@ def resize(device: WritableQcow2, size: int, preallocation: str = "off") -> None
 
 def _grow(device: WritableQcow2, size: int, preallocation: str) -> None:
     old = device.size
+    # The state of a machine lies behind the disk's end once its snapshot has been applied.
+    _forget_behind_end(device, device.header.geometry.l1_entries(old))
     _grow_l1(device, size)
     if device.header.has_data_file and device.data is not None:
         device.data.truncate(max(size, device.data.size()))
@@ -74,13 +75,13 @@ def _preallocate(device: WritableQcow2, start: int, preallocation: str) -> None:
         for extent in extents:
             assert extent.storage is not None
             assert extent.host_offset is not None
-            if preallocation in ("falloc", "full"):
-                extent.storage.preallocate(
-                    extent.host_offset, extent.length, full=preallocation == "full"
-                )
+            if preallocation == "full":
+                extent.storage.preallocate(extent.host_offset, extent.length, full=True)
             else:
                 # Clusters that were used before hold old data.
-                extent.storage.write_zeroes(extent.host_offset, extent.length, unmap=True)
+                extent.storage.write_zeroes(
+                    extent.host_offset, extent.length, unmap=preallocation != "falloc"
+                )
             end = max(end, extent.host_offset + extent.length)
         device.link(extents)
     if not device.header.has_data_file and end > device.storage.size():
@@ -107,27 +108,20 @@ def _grow_l1(device: WritableQcow2, size: int) -> None:
 
 
 def _shrink(device: WritableQcow2, size: int) -> None:
-    geometry, metadata = device.header.geometry, device.metadata
-    old = device.size
-    metadata.switch_header(replace(device.header, size=size))
+    device.metadata.switch_header(replace(device.header, size=size))
     device.set_size(size)
     # From here on what lies behind the end is never seen again, and goes back to the free.
-    first = geometry.l1_entries(size)
-    start = align_up(size, geometry.cluster_size)
-    end = min(align_up(old, geometry.cluster_size), first * geometry.l2_coverage)
-    for cluster in range(start, end, geometry.cluster_size):
-        if any(device.clusters.entry(cluster)):
-            device.clusters.unallocate(cluster)
-    dropped: array[int] = device.l1[first:]
-    for l1_index in range(first, len(device.l1)):
-        metadata.set_l1_entry(l1_index, 0)
-    metadata.flush()
-    device.forget_tables()
-    with device.gate.drained():
-        for clusters in referenced(device.storage, device.header, dropped):
-            metadata.allocator.change_many(clusters, -1)
-            metadata.discard_freed()
-            metadata.flush_if_crowded()
+    _forget_behind_end(device, device.header.geometry.l1_entries(size))
     device.flush()
     if device.header.has_data_file and device.data is not None:
         device.data.truncate(size)
+
+
+def _forget_behind_end(device: WritableQcow2, first: int) -> None:
+    """Let go of the clusters behind the disk's end, and of the L2 tables from ``first`` on."""
+    geometry = device.header.geometry
+    end = first * geometry.l2_coverage
+    for cluster in range(align_up(device.size, geometry.cluster_size), end, geometry.cluster_size):
+        if any(device.clusters.entry(cluster)):
+            device.clusters.unallocate(cluster)
+    drop_tables(device, first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
 
 
+#: The format has room for more; QEMU sees no more than this of a name.
+MAX_NAME_BYTES = 255
+
+
 def create_snapshot(device: WritableQcow2, name: str) -> Snapshot:
     """Take a snapshot of the disk as it is now, and return it.
 
     Raises :class:`BadOption` for names that the format cannot hold, and :class:`ImageError` where
     the refcounts are too narrow to share clusters.
     """
-    if not name or len(os_bytes(name)) > 0xFFFF:
-        raise BadOption("A snapshot needs a name of at most 65535 bytes")
+    if len(os_bytes(name)) > MAX_NAME_BYTES:
+        raise BadOption(f"A snapshot's name has at most {MAX_NAME_BYTES} bytes")
     with device.exclusive():
         _refuse_data_file(device)
         if len(device.snapshots) >= MAX_SNAPSHOTS:
@@ -63,7 +68,8 @@ def create_snapshot(device: WritableQcow2, name: str) -> Snapshot:
             vm_clock_nsec=0,
             vm_state_size=0,
             disk_size=device.size,
-            icount=None,
+            # The guest has not run: qemu-img, too, records none of its instructions.
+            icount=0,
             extra_data=b"",
         )
         _switch_table(device, [*device.snapshots, snapshot])
@@ -74,11 +80,11 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
     """Make the disk what it was when the snapshot with this id or name was taken."""
     with device.exclusive():
         _refuse_data_file(device)
-        snapshot = _find(device, wanted)
+        snapshot = _find(device, {"snapshot": wanted})
         if len(device.bitmap_store):
             raise ImageError(
-                f"Could not apply snapshot '{wanted}': Device has active dirty bitmaps; they would "
-                "not be true of what was: remove them first",
+                "Device has active dirty bitmaps; they would not be true of what was: "
+                "remove them first",
                 filename=device.name,
             )
         device.flush()
@@ -101,11 +107,11 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
         metadata.flush()
 
 
-def delete_snapshot(device: WritableQcow2, wanted: str) -> None:
-    """Remove the snapshot with this id or name; what only it held becomes free."""
+def delete_snapshot(device: WritableQcow2, name: str) -> None:
+    """Remove the first snapshot of this name; what only it held becomes free."""
     with device.exclusive():
         _refuse_data_file(device)
-        snapshot = _find(device, wanted)
+        snapshot = _find(device, {"snapshot.name": name})
         device.flush()
         metadata, header = device.metadata, device.header
         l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
@@ -117,8 +123,8 @@ def delete_snapshot(device: WritableQcow2, wanted: str) -> None:
         metadata.flush()
 
 
-def _find(device: WritableQcow2, wanted: str) -> Snapshot:
-    found = find_snapshot(device.snapshots, {"snapshot": wanted})
+def _find(device: WritableQcow2, wanted: Mapping[str, str]) -> Snapshot:
+    found = find_snapshot(device.snapshots, wanted)
     assert found is not None
     return found
 
@@ -135,7 +141,8 @@ def _let_go(device: WritableQcow2, l1: array[int]) -> None:
 def _refuse_data_file(device: WritableQcow2) -> None:
     if device.header.has_data_file:
         raise ImageError(
-            "Images with an external data file have no internal snapshots", filename=device.name
+            "Operation not supported: images with an external data file have no snapshots",
+            filename=device.name,
         )
 
 

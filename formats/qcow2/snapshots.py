@@ -136,7 +136,7 @@ def find_snapshot(snapshots: list[Snapshot], options: Mapping[str, Any]) -> Snap
         for what, value in (("id or name", wanted), ("id", wanted_id), ("name", wanted_name))
         if value is not None
     )
-    raise BadOption(f"No snapshot has {described}")
+    raise BadOption(f"snapshot not found: none has {described}")
 
 
 def table_entry(snapshot: Snapshot, disk_size: int) -> bytes:

@@ -29,7 +29,7 @@ from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.metadata import Metadata
 from imgtool.formats.qcow2.overlap import Overlap
 from imgtool.formats.qcow2.packing import Packer
-from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Incompatible
+from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Crypt, Incompatible
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.gate import Gate
 from imgtool.storage.base import Storage
@@ -52,11 +52,12 @@ class WritableQcow2(Qcow2Device):
         allocator: Allocator,
         *,
         data: Storage,
+        contents: Storage,
         backing: BlockDevice | None,
         fresh: bool,
     ) -> None:
-        super().__init__(storage, header, l1, data=data, backing=backing)
-        self._data: Storage = data
+        super().__init__(storage, header, l1, data=data, contents=contents, backing=backing)
+        self._data: Storage = contents
         self._lock = threading.RLock()
         self.gate = Gate()
         self._allocator = allocator
@@ -65,12 +66,20 @@ class WritableQcow2(Qcow2Device):
         if not fresh and header.bitmaps is not None:
             self._bitmap_store = BitmapStore(self)
         self._failure: ImageError | None = None
+        #: What is below counts for nothing, since it is about to be another image.
+        self._own_zeros = False
         self._closed = False
 
     def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
         self._tables = tables
         self.metadata = Metadata(
-            self.storage, self._data, self.header, tables, self._allocator, self.gate, fresh=fresh
+            self.storage,
+            self.data or self.storage,
+            self.header,
+            tables,
+            self._allocator,
+            self.gate,
+            fresh=fresh,
         )
         self.metadata.on_header = self._take_header
         self.clusters = ClusterMap(tables, self.metadata)
@@ -181,7 +190,7 @@ class WritableQcow2(Qcow2Device):
 
     def _check_in_place(self, host: int, length: int) -> None:
         guard = self._allocator.guard
-        if guard is not None and self._data is self.storage:
+        if guard is not None and self.data is self.storage:
             guard.check(host, length)
 
     # Writing
@@ -277,7 +286,9 @@ class WritableQcow2(Qcow2Device):
             self._write_runs(offset, memoryview(bytes(end - offset)))
 
     def _reads_zero(self, offset: int, end: int) -> bool:
-        return all(extent.reads_zero for extent in self._extents(offset, end - offset))
+        return not self._own_zeros and all(
+            extent.reads_zero for extent in self._extents(offset, end - offset)
+        )
 
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
         geometry = self.header.geometry
@@ -287,11 +298,17 @@ class WritableQcow2(Qcow2Device):
             if self.header.data_file_raw:
                 self._data.write_zeroes(offset, stop - offset, unmap=unmap)
             entry, _ = self.clusters.entry(offset)
-            if self._backing is None and not entry and not self.clusters.has_table(offset):
+            backed = self._own_zeros or (self._backing is not None and cluster < self._backing.size)
+            if (
+                not backed
+                and self._backing is None
+                and not entry
+                and not self.clusters.has_table(offset)
+            ):
                 # What is unallocated reads as zeros already: skip the rest of the missing table.
                 stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
             elif self.header.version < 3:
-                if self._backing is not None and cluster < self._backing.size:
+                if backed:
                     self._write_zero_bytes(offset, stop)
                 elif entry:
                     self.clusters.unallocate(cluster)
@@ -319,7 +336,9 @@ class WritableQcow2(Qcow2Device):
 
     @property
     def encoded_size(self) -> int:
-        return 0 if self.header.has_data_file else self.header.geometry.cluster_size
+        if self.header.has_data_file or self.header.crypt_method is not Crypt.NONE:
+            return 0
+        return self.header.geometry.cluster_size
 
     def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
         if self.header.compression is Compression.ZSTD:
@@ -398,6 +417,34 @@ class WritableQcow2(Qcow2Device):
         from imgtool.formats.qcow2.resize import resize
 
         resize(self, size, preallocation)
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        from imgtool.formats.qcow2.backing import change_backing
+
+        change_backing(self, name, format)
+
+    def expect_other_backing(self) -> None:
+        self._own_zeros = True
+
+    def make_empty(self) -> None:
+        from imgtool.formats.qcow2.emptying import make_empty
+
+        make_empty(self)
+
+    def create_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import create_snapshot
+
+        create_snapshot(self, name)
+
+    def apply_snapshot(self, wanted: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import apply_snapshot
+
+        apply_snapshot(self, wanted)
+
+    def delete_snapshot(self, name: str) -> None:
+        from imgtool.formats.qcow2.snapshot_changes import delete_snapshot
+
+        delete_snapshot(self, name)
 
     def _flush_if_crowded(self) -> None:
         self.metadata.flush_if_crowded()

@@ -106,7 +106,13 @@ class RawDevice(BlockDevice):
         self._storage.truncate(size)
         self._size = size
         if preallocation != "off" and size > old:
-            self._storage.preallocate(old, size - old, full=preallocation == "full")
+            try:
+                self._storage.preallocate(old, size - old, full=preallocation == "full")
+            except BaseException:
+                # Nothing is there yet that would be lost.
+                self._storage.truncate(old)
+                self._size = old
+                raise
 
     def close(self) -> None:
         self._storage.close()

@@ -15,12 +15,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     quiet_option,
 )
 from imgtool.cli.errors import printable, say
 from imgtool.cli.names import reference
 from imgtool.cli.render import to_json
+from imgtool.secrets import Secrets
 
 if TYPE_CHECKING:
     from imgtool.ops.check import CheckReport
@@ -44,6 +46,7 @@ _CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
 @click.option(
     "--dry-run", is_flag=True, help="With -r: say what would be repaired, and stop there."
 )
+@object_option()
 @click.argument("filename", required=False)
 def command(
     quiet: bool,
@@ -54,6 +57,7 @@ def command(
     output: str,
     repair: str | None,
     dry_run: bool,
+    secrets: Secrets,
     filename: str | None,
 ) -> int:
     """Check the metadata of the image FILENAME, and repair it with -r. No other file is read.
@@ -77,7 +81,7 @@ def command(
     try:
         found = check(
             chosen,
-            opener=Opener(share=force_share, cache=cache),
+            opener=Opener(share=force_share, cache=cache, secrets=secrets),
             report=lambda text: click.echo(printable(text), err=True),
             repair=repair,
             dry_run=dry_run,

@@ -11,6 +11,7 @@ import click
 from imgtool.chain import OpenPolicy, Trust
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets, parse_objects
 from imgtool.units import parse_size
 
 if TYPE_CHECKING:
@@ -80,6 +81,25 @@ def image_opts_option(*names: str, name: str = "image_opts") -> Callable[[F], F]
     )
 
 
+def object_option() -> Callable[[F], F]:
+    """``--object OBJDEF``, as ``secrets``: the :class:`Secrets` that were defined."""
+    return click.option(
+        "--object",
+        "secrets",
+        multiple=True,
+        metavar="OBJDEF",
+        callback=_secrets,
+        help="Define a secret: secret,id=ID,file=NAME or secret,id=ID,data=TEXT.",
+    )
+
+
+def _secrets(ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> Secrets:
+    if "help" in values:
+        click.echo("List of user creatable objects:\n  secret")
+        ctx.exit()
+    return parse_objects(values)
+
+
 def force_share_option() -> Callable[[F], F]:
     """``-U/--force-share``, as ``force_share``."""
     return click.option(
@@ -107,6 +127,20 @@ def cache_option(
 def quiet_option() -> Callable[[F], F]:
     """``-q/--quiet``, as ``quiet``."""
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return parse_size(value) or None
+    except BadOption:
+        raise BadOption(f"Invalid rate limit specified: '{value}'") from None
+
+
+def rate_option() -> Callable[[F], F]:
+    """``-r/--rate RATE``, as ``rate``: bytes a second, None for no limit."""
+    return click.option("-r", "--rate", metavar="RATE", callback=_rate, help="Most bytes a second.")
 
 
 def output_option() -> Callable[[F], F]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "Time reads or writes of an image",
     "bitmap": "Change persistent dirty bitmaps",
     "check": "Check an image's integrity and repair it",
+    "commit": "Put what an overlay holds into its backing image",
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",
     "create": "Create a new image",
@@ -34,6 +35,9 @@ COMMANDS = {
     "io": "Read, write and examine ranges of an image",
     "map": "Show where an image's data lies",
     "measure": "Calculate the file size that a new image needs",
+    "rebase": "Put an overlay on another backing image",
+    "resize": "Change the size of a disk",
+    "snapshot": "List, take, apply or delete internal snapshots",
 }
 
 _INTERRUPTED = 130

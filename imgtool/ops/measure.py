@@ -29,10 +29,13 @@ def measure(
     measurer = chosen.load_measurer()
     if measurer is None:
         raise BadOption(f"Format '{chosen.name}' does not support size measurement")
-    checked = chosen.create_options.check(options or {})
+    opening = opener or Opener()
+    checked = opening.secrets.fill_in(
+        chosen.create_options, chosen.create_options.check(options or {})
+    )
     checked.pop("size", None)
     if size is not None:
         return measurer(size, checked, None)
     assert source is not None
-    with (opener or Opener()).reference(source) as device:
+    with opening.reference(source) as device:
         return measurer(device.size, checked, device.extents(), device.stored_bitmaps)

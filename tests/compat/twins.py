@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import io
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from imgtool.cli.main import run
 from tests.kit.tools import require_tool
@@ -48,24 +51,37 @@ class Twins:
 
     def run(self, *arguments: str) -> tuple[Outcome, Outcome]:
         """Run both, imgtool on a copy of what qemu-img found; qemu-img's outcome comes first."""
+        theirs, ours, told = self._both([self._img, *arguments], (*arguments, *self.extra))
+        assert ours.status == 0 or told.startswith("imgtool"), told
+        return theirs, ours
+
+    def run_io(self, *arguments: str, stdin: str = "") -> tuple[Outcome, Outcome]:
+        """Run qemu-io and ``imgtool io`` in the same way."""
+        theirs, ours, _ = self._both([self._io, *arguments], ("io", *arguments), stdin)
+        return theirs, ours
+
+    def _both(
+        self, real: Sequence[str], arguments: Sequence[str], stdin: str = ""
+    ) -> tuple[Outcome, Outcome, str]:
         if self.shared:
             self.imgtool = self.qemu
         else:
             shutil.rmtree(self.imgtool, ignore_errors=True)
             shutil.copytree(self.qemu, self.imgtool)
         done = subprocess.run(
-            [self._img, *arguments], cwd=self.qemu, capture_output=True, check=False
+            real, cwd=self.qemu, capture_output=True, check=False, input=stdin.encode()
         )
         theirs = Outcome(done.returncode, done.stdout.decode(), self._files(self.qemu))
         self._chdir(self.imgtool)
         self._capture.readouterr()
         try:
-            status = run((*arguments, *self.extra))
+            with patch("sys.stdin", io.StringIO(stdin)):
+                status = run(arguments)
         finally:
             self._chdir(self.base)
         printed = self._capture.readouterr()
-        assert status == 0 or printed.err.startswith("imgtool"), printed.err
-        return theirs, Outcome(status, printed.out, self._files(self.imgtool))
+        ours = Outcome(status, printed.out, self._files(self.imgtool))
+        return theirs, ours, printed.err
 
     def alike(self, *arguments: str) -> int:
         """Run both, require equal output, status and files, and return the status."""

@@ -51,6 +51,9 @@ class WrappedStorage(Storage):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self.inner.write_zeroes(offset, length, unmap=unmap)
 
+    def discard(self, offset: int, length: int) -> None:
+        self.inner.discard(offset, length)
+
     def truncate(self, size: int) -> None:
         self.inner.truncate(size)
 
@@ -65,7 +68,7 @@ class WrappedStorage(Storage):
 
 
 class Event(NamedTuple):
-    """Something done to a storage: ``write``, ``zero``, ``truncate``, ``preallocate``, ``flush``.
+    """Something done to a storage: ``write``, ``zero``, ``discard``, ``truncate`` and so on.
 
     ``file`` is the name that the recorder was given; offset and length are bytes.
     """
@@ -97,6 +100,10 @@ class RecordingStorage(WrappedStorage):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._note("zero", offset, length)
         super().write_zeroes(offset, length, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        self._note("discard", offset, length)
+        super().discard(offset, length)
 
     def truncate(self, size: int) -> None:
         self._note("truncate", size)

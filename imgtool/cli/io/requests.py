@@ -126,7 +126,7 @@ def _read_range(
         if pattern is not None and not io.holds(session.disk, *checked, pattern):
             click.echo("Pattern verification failed at offset {}, {} bytes".format(*checked))
             good = False
-        if "v" in line.options:
+        if "v" in line.options and "q" not in line.options:
             done = offset
             for piece in io.read(session.disk, offset, length):
                 sys.stdout.writelines(f"{row}\n" for row in dump(done, bytes(piece)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -35,7 +35,9 @@ Progress = Callable[[int, int], None]
 class CopyJob:
     """What is copied, and how.
 
-    ``base`` is the image under the target, from which only differences are written.
+    ``base`` is the image under the target, from which only differences are written. ``ranges``, in
+    order, are all that is copied, where they are given, zeros included; what lies between them is
+    left alone in the target, or, where the target's units are larger, must read as in the source.
     ``zeroed`` says that the target reads as zeros where nothing is written (over a ``base``: as
     the base). ``sparse_size`` is the shortest run of zeros, in bytes, that is left out; 0 leaves
     out nothing. ``rate_limit`` is in bytes a second.
@@ -44,6 +46,7 @@ class CopyJob:
     source: BlockDevice
     target: BlockDevice
     base: BlockDevice | None = None
+    ranges: Iterable[Extent] | None = None
     zeroed: bool = True
     sparse_size: int = BLOCK
     compress: bool = False
@@ -54,6 +57,11 @@ class CopyJob:
     workers: int | None = None
     progress: Progress | None = None
     warn: Warn = lambda text: None
+
+    @property
+    def in_part(self) -> bool:
+        """Whether what is not copied has its own contents in the target, which must stay."""
+        return self.base is not None or self.ranges is not None
 
 
 @dataclass
@@ -109,8 +117,10 @@ class CopyEngine:
         self._zero_up_to(self._size)
         self._report(self._size)
 
-    def _plan(self) -> Iterator[Extent]:
+    def _plan(self) -> Iterable[Extent]:
         job = self._job
+        if job.ranges is not None:
+            return job.ranges
         if job.base is not None:
             return differing(job.source, job.base)
         if job.sparse_size == 0:
@@ -121,14 +131,19 @@ class CopyEngine:
 
     def _read(self, window: Window, buffer: bytearray) -> _Judged:
         job = self._job
-        if job.offload and job.base is None and self._ends_whole(window):
+        if job.offload and not job.in_part and self._ends_whole(window):
             return _Judged(window, buffer, self._covered(window), None, {}, offload=True)
-        if job.base is not None:
+        if job.in_part:
             window = self._widened(window)
         self._reader.fill(window, buffer)
         length = align_up(window.length, self._unit)
         if job.base is not None:
             data, zero = self._compare_with_base(window, buffer, length)
+        elif job.ranges is not None:
+            planned = self._covered(window)
+            nonzero = blocks.nonzero_blocks(buffer, length, self._block)
+            data = blocks.coarsen(nonzero, self._unit // self._block) & planned
+            zero = planned & ~data
         elif job.sparse_size == 0:
             data, zero = self._covered(Window(window.offset, window.length, [])), None
             data[:] = True
@@ -164,6 +179,8 @@ class CopyEngine:
 
     def _widened(self, window: Window) -> Window:
         """The window with whole units to read: the plan may have left out parts of them."""
+        if all(self._is_whole(part) for part in window.data):
+            return window
         parts: list[Extent] = []
         for covered, first, end in blocks.runs(self._covered(window)):
             if covered:
@@ -171,6 +188,11 @@ class CopyEngine:
                 length = min(end * self._unit, window.length) - start
                 parts.append(Extent(window.offset + start, length, Kind.DATA))
         return window._replace(data=parts)
+
+    def _is_whole(self, part: Extent) -> bool:
+        return not part.offset % self._unit and (
+            not part.end % self._unit or part.end == self._size
+        )
 
     def _ends_whole(self, window: Window) -> bool:
         """Whether the target has nothing in the window's last unit that is not overwritten."""
@@ -291,7 +313,7 @@ class CopyEngine:
 
     def _zero_up_to(self, offset: int) -> None:
         """Make zero what lies between windows, if the target does not read so already."""
-        if offset > self._zeroed_to and not self._job.zeroed and self._job.base is None:
+        if offset > self._zeroed_to and not self._job.zeroed and not self._job.in_part:
             self._job.target.write_zeroes(self._zeroed_to, offset - self._zeroed_to, unmap=True)
         self._zeroed_to = max(offset, self._zeroed_to)
 

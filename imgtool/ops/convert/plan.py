@@ -54,17 +54,20 @@ def all_of(size: int) -> Iterator[Extent]:
         yield Extent(0, size, Kind.DATA)
 
 
-def differing(source: BlockDevice, base: BlockDevice) -> Iterator[Extent]:
+def differing(
+    source: BlockDevice, base: BlockDevice, extents: Iterable[Extent] | None = None
+) -> Iterator[Extent]:
     """The ranges in which ``source`` may differ from ``base``, judged by the mappings alone.
 
-    Ranges that read as zero in both, and those whose bytes lie in the same place of the same host
-    file, cannot differ. What ``base`` is too short for counts as zeros.
+    Only ``extents`` of the source are looked at, by default all of them. Ranges that read as zero
+    in both, and those whose bytes lie in the same place of the same host file, cannot differ. What
+    ``base`` is too short for counts as zeros.
     """
     size = source.size
     common = min(size, base.size)
     below = _padded(base.extents(0, common), common, size)
     lower = next(below, None)
-    for upper in source.extents():
+    for upper in source.extents() if extents is None else extents:
         offset = upper.offset
         while offset < upper.end:
             while lower is not None and lower.end <= offset:
@@ -74,7 +77,8 @@ def differing(source: BlockDevice, base: BlockDevice) -> Iterator[Extent]:
             mine, theirs = upper.clip(offset, stop), lower.clip(offset, stop)
             if not (mine.reads_zero and theirs.reads_zero) and not _same_bytes(mine, theirs):
                 # It must be compared, and therefore read, even where this side is all zeros.
-                yield Extent(offset, stop - offset, Kind.DATA)
+                readable = mine.kind is Kind.DATA and not mine.hole
+                yield mine if readable else Extent(offset, stop - offset, Kind.DATA)
             offset = stop
 
 

@@ -1,0 +1,46 @@
+"""Letting go of what is mapped: single L2 tables, or all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgtool.formats.qcow2.references import referenced
+
+if TYPE_CHECKING:
+    from imgtool.formats.qcow2.writable import WritableQcow2
+
+
+def make_empty(device: WritableQcow2) -> None:
+    """Unmap the whole disk, and give back what only it held. Snapshots keep what is theirs."""
+    with device.exclusive():
+        device.flush()
+        drop_tables(device, 0)
+        if device.header.has_data_file and device.data is not None:
+            device.data.discard(0, device.data.size())
+        trim_file(device)
+
+
+def drop_tables(device: WritableQcow2, first: int) -> None:
+    """Unmap everything from the L1 entry ``first`` on; what was shown there must not matter."""
+    metadata = device.metadata
+    dropped = device.l1[first:]
+    if not any(dropped):
+        return
+    for l1_index in range(first, len(device.l1)):
+        metadata.set_l1_entry(l1_index, 0)
+    metadata.flush()
+    device.forget_tables()
+    with device.gate.drained():
+        for clusters in referenced(device.storage, device.header, dropped):
+            metadata.allocator.change_many(clusters, -1)
+            metadata.discard_freed()
+            metadata.flush_if_crowded()
+    metadata.flush()
+
+
+def trim_file(device: WritableQcow2) -> None:
+    """Cut off the clusters at the file's end that hold nothing."""
+    device.flush()
+    end = device.metadata.allocator.end() << device.header.geometry.cluster_bits
+    if end < device.storage.size():
+        device.storage.truncate(end)

@@ -1,0 +1,107 @@
+"""Commit: put what an overlay holds into the image that it lies on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from imgtool.chain import Opener, Reference
+from imgtool.device import BlockDevice
+from imgtool.errors import BadOption, ImageError
+from imgtool.extent import Extent, Kind
+from imgtool.names import same_file
+from imgtool.ops.convert.engine import CopyEngine, CopyJob
+from imgtool.ops.create import beside
+from imgtool.progress import Progress
+
+
+def commit(
+    reference: Reference,
+    *,
+    base: str | None = None,
+    drop: bool = False,
+    rate_limit: int | None = None,
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write what an image holds over its backing image into that one, and then empty the image.
+
+    ``base`` is an image further down the chain, into which everything above it goes; then nothing
+    is emptied, as with ``drop``. A base that is smaller grows. The images between, and others that
+    lie on the base, show other contents afterwards. ``rate_limit`` is in bytes a second.
+
+    The base has everything on disk before the image is emptied, so an interrupted commit can be
+    repeated. Raises :class:`ImageError`.
+    """
+    opener = opener or Opener()
+    depth = 1
+    if base is not None:
+        with replace(opener, writable=False).reference(reference) as device:
+            depth = _find(device, base)
+    emptied = base is None and not drop
+    opening = replace(opener, writable=emptied, writable_depth=depth)
+    with opening.reference(reference) as top:
+        target = _below(top, depth)
+        if target is None:
+            raise ImageError("Image does not have a backing file", filename=top.name)
+        if target.size < top.size:
+            target.resize(top.size)
+        _zero(top, target, depth)
+        CopyEngine(
+            CopyJob(
+                source=top,
+                target=target,
+                ranges=_held(top, depth),
+                rate_limit=rate_limit,
+                progress=progress,
+            )
+        ).run()
+        target.flush()
+        if emptied:
+            top.make_empty()
+
+
+def _find(device: BlockDevice, base: str) -> int:
+    """How far down the chain the image called ``base`` lies: 1 is the nearest."""
+    depth, above = 1, device
+    while above.backing is not None:
+        below = above.backing
+        if base and (
+            base == below.name
+            or same_file(base, below.name)
+            or same_file(beside(above.name, base), below.name)
+        ):
+            return depth
+        depth, above = depth + 1, below
+    raise BadOption(
+        f"Did not find '{base}' in the backing chain of '{device.name}'", filename=device.name
+    )
+
+
+def _below(device: BlockDevice | None, depth: int) -> BlockDevice | None:
+    for _ in range(depth):
+        device = None if device is None else device.backing
+    return device
+
+
+def _held(top: BlockDevice, depth: int) -> Iterator[Extent]:
+    """What the images above ``depth`` hold as data."""
+    for extent in top.extents():
+        if extent.depth < depth and not extent.reads_zero:
+            yield extent
+
+
+def _zero(top: BlockDevice, target: BlockDevice, depth: int) -> None:
+    """Make zero in ``target`` what the images above ``depth`` know to be zeros.
+
+    That goes for what they leave to an image between that is too short for it, too.
+    """
+    for extent in top.extents():
+        if extent.depth >= depth or not extent.reads_zero:
+            continue
+        end = min(extent.end, target.size)
+        if extent.kind is Kind.UNALLOCATED and extent.depth == depth - 1:
+            continue  # the target itself ended here, and reads as zeros
+        for below in target.extents(extent.offset, end - extent.offset):
+            if not below.reads_zero:
+                target.write_zeroes(below.offset, below.length, unmap=True)

@@ -202,17 +202,28 @@ def check(
     format: str | None = None,
     share: bool = False,
     report: Callable[[str], None] | None = None,
+    repair: str | None = None,
+    dry_run: bool = False,
     **options: object,
 ) -> CheckReport:
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
-    report's ``messages``. Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
+    report's ``messages``. ``repair`` is ``"leaks"`` or ``"all"``: then the report's counts are what
+    is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired. With ``dry_run``
+    nothing is written, the counts are what there is, and the others what would be repaired.
+    Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
     """
     from imgtool.ops.check import check
 
     opener = _opener(None, share=share)
-    return check(_reference(source, format, options), opener=opener, report=report)
+    return check(
+        _reference(source, format, options),
+        opener=opener,
+        report=report,
+        repair=repair,
+        dry_run=dry_run,
+    )
 
 
 def compare(

@@ -14,6 +14,7 @@ def make(path: Path) -> Reference:
     imgtool.create(path, "10M")
     with imgtool.open(path, writable=True) as device:
         device.write_at(1 << 20, b"x" * (1 << 17))
+        device.write_at(2 << 20, b"x" * (1 << 16))
         device.write_zeroes(2 << 20, 1 << 16)
     return Reference(path)
 

@@ -116,7 +116,8 @@ class OptionTable:
     def check(self, values: Mapping[str, object]) -> dict[str, Any]:
         """Return ``values`` parsed, by :attr:`Option.key`. None stands for "not given".
 
-        Names may use ``-`` for ``_``, and ``_`` where dots are: keyword arguments have none.
+        Names may use ``-`` for ``_``, and ``_`` where dots are: keyword arguments have none. A
+        secret may be given itself, in place of its id.
 
         Raises :class:`BadOption` for unknown names and values of the wrong type.
         """
@@ -128,7 +129,8 @@ class OptionTable:
             if option is None:
                 raise BadOption(f"Invalid parameter '{name}'")
             if value is not None:
-                checked[option.key] = option.parse(value)
+                given = option.secret and not isinstance(value, str)
+                checked[option.key] = value if given else option.parse(value)
         return checked
 
     def told(self, values: Mapping[str, object]) -> Iterator[tuple[str, str]]:

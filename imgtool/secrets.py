@@ -61,8 +61,12 @@ class Secrets:
         for option in table:
             if option.secret:
                 name = option.key
-                if name in options:
-                    filled[name] = self.get(options[name])
+                value = options.get(name)
+                if isinstance(value, str):
+                    filled[name] = self.get(value)
+                elif value is not None:
+                    if not isinstance(value, Secret):
+                        raise BadOption(f"Parameter '{option.name}' expects the id of a secret")
                 elif self.password is not None:
                     filled[name] = self.password
         return filled

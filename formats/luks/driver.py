@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgtool.crypto.luks_header import Volume
+from imgtool.crypto.luks_options import password_of
 from imgtool.device import BlockDevice, Limits
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.schema import luks
-from imgtool.secrets import Secret
 from imgtool.storage.base import Storage
 from imgtool.storage.encrypted import SECTOR, EncryptedStorage
 from imgtool.units import align_up
@@ -112,19 +112,14 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
         raise CorruptImage("The payload lies past the end of the file", payload_offset)
     contents = None
     if opener.unlocks:
-        secret: Secret | None = options.get("key_secret")
-        if secret is None:
-            raise BadOption(
-                "Parameter 'key-secret' is required for cipher: the image is encrypted, and needs "
-                "its password"
-            )
         from imgtool.crypto.luks_keys import unlock
 
+        password = password_of(options)
         volume = Volume.parse(header)
 
         def read(offset: int, length: int) -> bytes:
             return bytes(storage.read_exact(offset, length, "LUKS key material"))
 
-        cipher = unlock(volume, read, secret.value)
+        cipher = unlock(volume, read, password)
         contents = EncryptedStorage(storage, cipher, payload_offset)
     return LuksDevice(storage, header, payload_offset, contents, size)

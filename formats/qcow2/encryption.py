@@ -26,7 +26,6 @@ from imgtool.storage.encrypted import EncryptedStorage
 if TYPE_CHECKING:
     from imgtool.crypto.luks_options import VolumeOptions
     from imgtool.crypto.sectors import SectorCipher
-    from imgtool.secrets import Secret
 
 _NAMES = {Crypt.AES: "aes", Crypt.LUKS: "luks"}
 _AES_KEY_BYTES = 16
@@ -49,16 +48,13 @@ def unlock(storage: Storage, header: Header, options: Mapping[str, Any]) -> Sect
     Raises :class:`BadOption` without a secret, and :class:`ImageError` for one that is wrong. (The
     old AES has nothing by which a wrong one could be told.)
     """
-    secret: Secret | None = options.get("encrypt.key_secret")
-    if secret is None:
-        raise BadOption(
-            "Parameter 'encrypt.key-secret' is required for cipher: the image is encrypted, and "
-            "needs its password"
-        )
+    from imgtool.crypto.luks_options import password_of
+
+    password = password_of(options, "encrypt.")
     if header.crypt_method is Crypt.AES:
         from imgtool.crypto.sectors import CipherSpec
 
-        key = secret.value[:_AES_KEY_BYTES].ljust(_AES_KEY_BYTES, b"\0")
+        key = password[:_AES_KEY_BYTES].ljust(_AES_KEY_BYTES, b"\0")
         return CipherSpec("aes", _AES_KEY_BYTES, "cbc", "plain64").with_key(key)
 
     from imgtool.crypto.luks_header import Volume
@@ -72,7 +68,7 @@ def unlock(storage: Storage, header: Header, options: Mapping[str, Any]) -> Sect
             raise CorruptImage("LUKS key material lies outside the LUKS header", start + offset)
         return bytes(storage.read_exact(start + offset, count, "LUKS key material"))
 
-    return unlock(volume, read, secret.value)
+    return unlock(volume, read, password)
 
 
 def luks_place(header: Header) -> tuple[int, int]:

@@ -151,9 +151,8 @@ def _encryption(options: Mapping[str, Any]) -> VolumeOptions | None:
         raise BadOption("Images with the old AES encryption are only read: use encrypt.format=luks")
     if chosen != "luks":
         raise BadOption(f"Parameter 'format' does not accept value '{chosen}'")
-    from imgtool.crypto.luks_options import VolumeOptions, require_secret
+    from imgtool.crypto.luks_options import VolumeOptions
 
-    require_secret(options, "encrypt.")
     return VolumeOptions.from_mapping(options, "encrypt.")
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from imgtool.crypto.workspace import with_slack, words
 from imgtool.errors import ImageError, UnsupportedFeature
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Words = NDArray[np.uint64]
+    from imgtool.crypto.workspace import Words
 
 #: The lengths of keys, in bytes, by cipher: those that LUKS volumes of QEMU's can have.
 KEY_LENGTHS = {
@@ -41,7 +39,10 @@ class BlockCipher:
         self._cipher = _load(name, key)
 
     def encrypt(self, data: Words) -> Words:
-        """Encrypt whole blocks, each on its own (ECB)."""
+        """Encrypt whole blocks, each on its own (ECB).
+
+        The result is the workspace's: it is this thread's until the next call.
+        """
         return self._run(self._cipher.encryptor(), data)
 
     def decrypt(self, data: Words) -> Words:
@@ -51,10 +52,9 @@ class BlockCipher:
     def _run(self, context: Any, data: Words) -> Words:
         import numpy as np
 
-        # OpenSSL's interface demands room for a block more than there is.
-        output = np.empty(data.nbytes + self.block_size, dtype=np.uint8)
-        context.update_into(data.reshape(-1).view(np.uint8), output)
-        return output[: data.nbytes].view(np.uint64).reshape(data.shape)
+        output = words("blocks", data.shape)
+        context.update_into(data.reshape(-1).view(np.uint8), with_slack("blocks", output))
+        return output
 
 
 def _load(name: str, key: bytes) -> Any:

@@ -14,7 +14,7 @@ from imgtool.crypto.blockcipher import KEY_LENGTHS, BlockCipher
 from imgtool.errors import UnsupportedFeature
 
 if TYPE_CHECKING:
-    from imgtool.crypto.blockcipher import Words
+    from imgtool.crypto.workspace import Words
 
 #: Gives the vectors of ``count`` sectors from the sector ``first`` on, one row each.
 Generator = Callable[[int, int], "Words"]
@@ -39,7 +39,8 @@ def generator(name: str, hash: str | None, cipher: str, key: bytes, block_size: 
     if len(salt) not in KEY_LENGTHS[cipher]:
         raise UnsupportedFeature([f"{cipher} with the {len(salt)} bytes of {hash} as its key"])
     encrypt = BlockCipher(cipher, salt).encrypt
-    return lambda first, count: encrypt(_numbers(first, count, words, 0xFFFF_FFFF_FFFF_FFFF))
+    # A copy, since the cipher's next result takes the place of this one.
+    return lambda first, count: encrypt(_numbers(first, count, words, 0xFFFF_FFFF_FFFF_FFFF)).copy()
 
 
 def _numbers(first: int, count: int, words: int, mask: int) -> Words:

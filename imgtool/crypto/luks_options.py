@@ -11,6 +11,7 @@ from imgtool.options import Option
 
 if TYPE_CHECKING:
     from imgtool.crypto.sectors import CipherSpec
+    from imgtool.secrets import Secret
 
 #: The values that QEMU knows. Some of them it refuses all the same, and so does imgtool.
 _CIPHERS = frozenset(
@@ -37,10 +38,15 @@ def volume_options(prefix: str = "", secret_help: str = "") -> tuple[Option, ...
     )
 
 
-def require_secret(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise :class:`BadOption` if no secret is named for a new volume."""
-    if options.get(f"{prefix}key_secret") is None:
-        raise BadOption(f"Parameter '{prefix}key-secret' is required for cipher")
+def password_of(options: Mapping[str, Any], prefix: str = "") -> bytes:
+    """Return the password that the options of an image hold; :class:`BadOption` if none."""
+    secret: Secret | None = options.get(f"{prefix}key_secret")
+    if secret is None:
+        raise BadOption(
+            f"Parameter '{prefix}key-secret' is required for cipher: it is the id of an "
+            "--object secret (in Python, give password=)"
+        )
+    return secret.value
 
 
 def new_password(options: Mapping[str, Any], prefix: str = "") -> bytes:
@@ -48,8 +54,7 @@ def new_password(options: Mapping[str, Any], prefix: str = "") -> bytes:
 
     Raises :class:`BadOption` if there is none, or one with which QEMU could not open the volume.
     """
-    require_secret(options, prefix)
-    password: bytes = options[f"{prefix}key_secret"].value
+    password = password_of(options, prefix)
     try:
         text = password.decode()
     except UnicodeDecodeError:

@@ -9,21 +9,26 @@ eight bytes each, whatever the host's byte order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from imgtool.crypto.blockcipher import BlockCipher
 from imgtool.crypto.ivgen import Generator
+from imgtool.crypto.workspace import words
 
 if TYPE_CHECKING:
-    from imgtool.crypto.blockcipher import Words
+    from imgtool.crypto.workspace import Words
 
 
 class Mode(Protocol):
-    """Encrypts and decrypts whole sectors, of which the first has the number ``first``."""
+    """Encrypts and decrypts whole sectors, of which the first has the number ``first``.
 
-    def encrypt(self, first: int, data: Words) -> Words: ...
+    ``output`` has the shape of ``data``, and may be the same array.
+    """
 
-    def decrypt(self, first: int, data: Words) -> Words: ...
+    def encrypt(self, first: int, data: Words, output: Words) -> None: ...
+
+    def decrypt(self, first: int, data: Words, output: Words) -> None: ...
 
 
 class Ecb:
@@ -32,11 +37,11 @@ class Ecb:
     def __init__(self, cipher: BlockCipher) -> None:
         self._cipher = cipher
 
-    def encrypt(self, first: int, data: Words) -> Words:
-        return self._cipher.encrypt(data)
+    def encrypt(self, first: int, data: Words, output: Words) -> None:
+        output[...] = self._cipher.encrypt(data)
 
-    def decrypt(self, first: int, data: Words) -> Words:
-        return self._cipher.decrypt(data)
+    def decrypt(self, first: int, data: Words, output: Words) -> None:
+        output[...] = self._cipher.decrypt(data)
 
 
 class Cbc:
@@ -46,21 +51,18 @@ class Cbc:
         self._cipher = cipher
         self._vectors = vectors
 
-    def encrypt(self, first: int, data: Words) -> Words:
-        import numpy as np
-
-        output = np.empty_like(data)
+    def encrypt(self, first: int, data: Words, output: Words) -> None:
         before = self._vectors(first, len(data))
         for block in range(data.shape[1]):
             before = self._cipher.encrypt(data[:, block] ^ before)
             output[:, block] = before
-        return output
 
-    def decrypt(self, first: int, data: Words) -> Words:
-        output = self._cipher.decrypt(data)
-        output[:, 1:] ^= data[:, :-1]
-        output[:, 0] ^= self._vectors(first, len(data))
-        return output
+    def decrypt(self, first: int, data: Words, output: Words) -> None:
+        vectors = self._vectors(first, len(data))
+        blocks = self._cipher.decrypt(data)
+        blocks[:, 1:] ^= data[:, :-1]
+        blocks[:, 0] ^= vectors
+        output[...] = blocks
 
 
 class Ctr:
@@ -70,19 +72,19 @@ class Ctr:
         self._cipher = cipher
         self._vectors = vectors
 
-    def encrypt(self, first: int, data: Words) -> Words:
+    def encrypt(self, first: int, data: Words, output: Words) -> None:
         import numpy as np
 
         start = self._vectors(first, len(data)).view(">u8")
-        counters = np.empty(data.shape, dtype=">u8")
+        counters = words("counters", data.shape).view(">u8")
         low = start[:, None, -1] + np.arange(data.shape[1], dtype=np.uint64)
         counters[:, :, -1] = low
         if data.shape[2] == 2:
             counters[:, :, 0] = start[:, None, 0] + (low < start[:, None, -1])
-        return self._cipher.encrypt(counters.view(np.uint64)) ^ data
+        np.bitwise_xor(self._cipher.encrypt(counters.view(np.uint64)), data, out=output)
 
-    def decrypt(self, first: int, data: Words) -> Words:
-        return self.encrypt(first, data)
+    def decrypt(self, first: int, data: Words, output: Words) -> None:
+        self.encrypt(first, data, output)
 
 
 class Xts:
@@ -93,20 +95,19 @@ class Xts:
         self._tweaking = tweaking
         self._vectors = vectors
 
-    def encrypt(self, first: int, data: Words) -> Words:
-        tweaks = self._tweaks(first, data)
-        output = self._cipher.encrypt(data ^ tweaks)
-        output ^= tweaks
-        return output
+    def encrypt(self, first: int, data: Words, output: Words) -> None:
+        self._run(self._cipher.encrypt, first, data, output)
 
-    def decrypt(self, first: int, data: Words) -> Words:
-        tweaks = self._tweaks(first, data)
-        output = self._cipher.decrypt(data ^ tweaks)
-        output ^= tweaks
-        return output
+    def decrypt(self, first: int, data: Words, output: Words) -> None:
+        self._run(self._cipher.decrypt, first, data, output)
 
-    def _tweaks(self, first: int, data: Words) -> Words:
-        return tweaks(self._tweaking.encrypt(self._vectors(first, len(data))), data.shape[1])
+    def _run(self, step: Callable[[Words], Words], first: int, data: Words, output: Words) -> None:
+        import numpy as np
+
+        start = self._tweaking.encrypt(self._vectors(first, len(data)))
+        masks = tweaks(start, data.shape[1])
+        whitened = np.bitwise_xor(data, masks, out=words("whitened", data.shape))
+        np.bitwise_xor(step(whitened), masks, out=output)
 
 
 def tweaks(start: Words, count: int) -> Words:
@@ -114,14 +115,14 @@ def tweaks(start: Words, count: int) -> Words:
 
     Rows are elements of GF(2^128), low word first; ``count`` is a power of two, 64 at most. Each
     step makes as many powers as there are already, by a multiplication with x to their number.
+    The result is the workspace's: it is this thread's until the next call.
     """
     import numpy as np
 
     u64 = np.uint64
-
     # Low and high words are kept apart, powers outermost, so that every step works on whole rows.
-    low = np.empty((count, len(start)), dtype=np.uint64)
-    high, carry = np.empty_like(low), np.empty_like(low)
+    shape = (count, len(start))
+    low, high, carry = words("low", shape), words("high", shape), words("carry", shape)
     low[0], high[0] = start.view("<u8").T
     have = 1
     while have < count:
@@ -137,7 +138,6 @@ def tweaks(start: Words, count: int) -> Words:
             np.left_shift(over, u64(shift), out=over)
             np.bitwise_xor(new_low, over, out=new_low)
         have *= 2
-    both = np.empty((len(start), count, 2), dtype="<u8")
-    both[:, :, 0], both[:, :, 1] = low.T, high.T
-    raw: Words = both.view(np.uint64)
-    return raw
+    masks = words("masks", (len(start), count, 2))
+    masks.view("<u8")[:, :, 0], masks.view("<u8")[:, :, 1] = low.T, high.T
+    return masks

@@ -14,7 +14,7 @@ from imgtool.errors import UnsupportedFeature
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from imgtool.crypto.blockcipher import Words
+    from imgtool.crypto.workspace import Words
 
 #: The unit of encryption in bytes: each sector has a number and an initial vector of its own.
 SECTOR = 512
@@ -95,7 +95,7 @@ class SectorCipher:
 
     def _run(
         self,
-        step: Callable[[int, Words], Words],
+        step: Callable[[int, Words, Words], None],
         first: int,
         source: memoryview,
         target: memoryview,
@@ -103,6 +103,7 @@ class SectorCipher:
         import numpy as np
 
         for start in range(0, len(source), _PIECE):
-            piece = np.frombuffer(source[start : start + _PIECE], dtype=np.uint64)
-            done = step(first + start // SECTOR, piece.reshape(self._shape))
-            target[start : start + _PIECE] = done.reshape(-1).view(np.uint8).data
+            end = start + _PIECE
+            data = np.frombuffer(source[start:end], dtype=np.uint64).reshape(self._shape)
+            output = np.frombuffer(target[start:end], dtype=np.uint64).reshape(self._shape)
+            step(first + start // SECTOR, data, output)

@@ -183,7 +183,9 @@ def _file(device: BlockDevice) -> Storage:
 def _shown_name(device: BlockDevice, reference: Reference | None) -> str:
     """The file's name; if options make a disk of a part of it, all that it takes to open it."""
     options = {} if reference is None else reference.options
-    whole: dict[str, Any] = {name: options[name] for name in _SHOWN if name in options}
+    whole: dict[str, Any] = {
+        name: options[name] for name in _SHOWN if isinstance(options.get(name), (str, int))
+    }
     if not whole:
         return device.name
     import json

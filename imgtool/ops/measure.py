@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference
@@ -30,7 +31,8 @@ def measure(
     if measurer is None:
         raise BadOption(f"Format '{chosen.name}' does not support size measurement")
     opening = opener or Opener()
-    checked = opening.secrets.fill_in(
+    # A password is the source's, as in convert.
+    checked = replace(opening.secrets, password=None).fill_in(
         chosen.create_options, chosen.create_options.check(options or {})
     )
     checked.pop("size", None)

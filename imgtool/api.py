@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from imgtool.extent import Extent
     from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compact import Compaction
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
@@ -395,6 +396,31 @@ def commit(
         rate_limit=rate_limit,
         opener=_opener(policy, cache=cache, password=password),
         progress=progress,
+    )
+
+
+def compact(
+    source: Image,
+    target: str | os.PathLike[str] | None = None,
+    *,
+    format: str | None = None,
+    compress: bool | None = None,
+    policy: OpenPolicy | None = None,
+    progress: Progress | None = None,
+) -> Compaction:
+    """Give the host back what an image holds that is zeros, unused or lost; return the figures.
+
+    Without ``target`` that happens in place, and may be interrupted at any time. With it a new
+    image like this one is written, which then takes the place of ``target``, in one step; there
+    ``compress`` is by default whether any of the image is compressed.
+    """
+    from imgtool.ops.compact import compact, compact_into
+
+    image = _reference(source, format, {})
+    if target is None:
+        return compact(image, opener=_opener(policy), progress=progress)
+    return compact_into(
+        image, os.fspath(target), compress=compress, opener=_opener(policy), progress=progress
     )
 
 

@@ -451,6 +451,29 @@ class WritableQcow2(Qcow2Device):
 
         make_empty(self)
 
+    def reclaimable(self) -> Iterator[Extent]:
+        from imgtool.formats.qcow2.reclaiming import reclaimable
+
+        return reclaimable(self)
+
+    def reclaim(self, offset: int, length: int) -> None:
+        geometry = self.header.geometry
+        if self.header.has_data_file:
+            # A place of its own is kept for each cluster there: a hole in the file will do.
+            self._data.write_zeroes(offset, length, unmap=True)
+            return
+        # Nothing changes for the guest, so bitmaps are not told.
+        with self._changing():
+            start = align_up(offset, geometry.cluster_size)
+            end = offset + length
+            end = align_down(end, geometry.cluster_size) if end < self._size else end
+            self._zero_clusters(start, end, True)
+
+    def trim(self) -> None:
+        from imgtool.formats.qcow2.reclaiming import trim
+
+        trim(self)
+
     def create_snapshot(self, name: str) -> None:
         from imgtool.formats.qcow2.snapshot_changes import create_snapshot
 

@@ -62,6 +62,7 @@ def create(
     # The header is cluster 0; refcount table, first refcount blocks and L1 table follow.
     l1_index = allocator.take_region(1 + table_clusters, l1_clusters, before=1 + table_clusters)
     l1_offset = l1_index << geometry.cluster_bits
+    tables_end = l1_offset + align_up(header.l1_size * 8, 512)
     device = WritableQcow2(
         storage,
         header.with_l1_table_at(l1_offset),
@@ -72,8 +73,11 @@ def create(
         fresh=True,
     )
     try:
+        if storage.size():
+            # A block device has an old image's header, and old bytes where tables are empty.
+            storage.write_zeroes(0, tables_end)
         # Tables end where a sector does; a hole in the file reads as the zeros they hold.
-        storage.truncate(l1_offset + align_up(header.l1_size * 8, 512))
+        storage.truncate(tables_end)
         if data is not None:
             data.truncate(chosen.size)
         if chosen.preallocates_metadata:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from imgtool.ops.check import CheckReport
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
+    from imgtool.secrets import Secret
     from imgtool.storage.base import Storage
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "OutOfRange",
     "ReadOnly",
     "Reference",
+    "Secret",
     "SnapshotInfo",
     "Storage",
     "Trust",
@@ -140,6 +142,7 @@ _HOMES = {
     "imgtool.ops.check": ("CheckReport",),
     "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
+    "imgtool.secrets": ("Secret",),
     "imgtool.storage.base": ("Storage",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

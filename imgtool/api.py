@@ -6,7 +6,7 @@ are opened as the ``policy`` allows: without one, as ``IMGTOOL_TRUST`` in the en
 else inside the directory of the image that names them.
 
 All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or a request, and
-``OSError`` for what the host refuses.
+``OSError`` for what the host refuses. A ``password`` unlocks every encrypted image of the chain.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
+from imgtool.secrets import Secret, Secrets
 from imgtool.units import parse_size
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from imgtool.storage.base import Storage
 
 Image = Source | Reference
+Password = str | bytes | None
 
 
 def open(
@@ -39,6 +41,7 @@ def open(
     format: str | None = None,
     writable: bool = False,
     snapshot: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -49,13 +52,14 @@ def open(
     ``format`` is probed if it is None, but a file that is only guessed to be raw is not opened
     ``writable``. ``snapshot`` is the id or name of an internal snapshot. ``share`` lets others
     write to the files meanwhile. ``cache`` is one of none, writeback, writethrough, directsync and
-    unsafe. ``options`` are the format's own (raw: ``offset`` and ``size`` in bytes).
+    unsafe. ``options`` are the format's own (raw: ``offset`` and ``size`` in bytes). ``password``
+    unlocks every encrypted image of the chain.
 
     The device closes the files; a file object that was given stays open.
     """
     if snapshot is not None:
         options["snapshot"] = snapshot
-    opener = _opener(policy, share=share, cache=cache, writable=writable)
+    opener = _opener(policy, share=share, cache=cache, writable=writable, password=password)
     return opener.reference(_reference(source, format, options))
 
 
@@ -67,6 +71,7 @@ def create(
     backing_file: str | os.PathLike[str] | None = None,
     backing_format: str | None = None,
     unsafe: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     **options: object,
 ) -> None:
@@ -75,7 +80,8 @@ def create(
     ``format`` is by default the one that goes with the target's suffix, else raw.
     ``backing_file`` is relative to the target's directory, and must be an image of
     ``backing_format`` unless ``unsafe``. ``options`` are the format's: ``cluster_size="2M"``,
-    ``preallocation="metadata"``, and so on.
+    ``preallocation="metadata"``, and so on. With a ``password`` the image is encrypted, with LUKS;
+    qcow2's options for that have underscores for dots: ``encrypt_cipher_alg``.
 
     A file that exists is overwritten, but not before the request is known to be sound.
     """
@@ -89,7 +95,7 @@ def create(
         backing_format=backing_format,
         unsafe=unsafe,
         options=options,
-        opener=_opener(policy),
+        opener=_opener(policy, password=password),
     )
 
 
@@ -134,6 +140,8 @@ def convert(
     rate_limit: int | None = None,
     copy_offload: bool = False,
     check_space: bool = True,
+    password: Password = None,
+    target_password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -152,6 +160,9 @@ def convert(
     ``target_is_zero`` then says that they read as zeros. Over a ``backing_file`` only what differs
     from it is written. ``rate_limit`` is in bytes a second. ``salvage`` reads what can't be read
     as zeros, and tells ``warn``. ``progress`` is called with the bytes done and the bytes in all.
+
+    ``password`` unlocks the sources; with ``target_password`` the target is encrypted, or unlocked
+    if it exists.
     """
     from imgtool.ops.convert import convert
 
@@ -177,7 +188,8 @@ def convert(
         rate_limit=rate_limit,
         copy_offload=copy_offload,
         check_space=check_space,
-        opener=_opener(policy, share=share, cache=cache),
+        opener=_opener(policy, share=share, cache=cache, password=password),
+        target_secrets=Secrets(password=_secret(target_password)),
         target_cache=target_cache,
         progress=progress,
         warn=warn,
@@ -190,17 +202,28 @@ def check(
     format: str | None = None,
     share: bool = False,
     report: Callable[[str], None] | None = None,
+    repair: str | None = None,
+    dry_run: bool = False,
     **options: object,
 ) -> CheckReport:
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
-    report's ``messages``. Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
+    report's ``messages``. ``repair`` is ``"leaks"`` or ``"all"``: then the report's counts are what
+    is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired. With ``dry_run``
+    nothing is written, the counts are what there is, and the others what would be repaired.
+    Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
     """
     from imgtool.ops.check import check
 
     opener = _opener(None, share=share)
-    return check(_reference(source, format, options), opener=opener, report=report)
+    return check(
+        _reference(source, format, options),
+        opener=opener,
+        report=report,
+        repair=repair,
+        dry_run=dry_run,
+    )
 
 
 def compare(
@@ -210,6 +233,7 @@ def compare(
     first_format: str | None = None,
     second_format: str | None = None,
     strict: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     progress: Progress | None = None,
@@ -217,6 +241,7 @@ def compare(
     """Compare the contents of two disks, whatever formats and chains they lie in.
 
     What the larger has more must be zeros; with ``strict`` sizes and allocation must agree as well.
+    ``password`` unlocks either; if they differ, give references with a ``Secret`` each.
     """
     from imgtool.ops.compare import compare
 
@@ -224,7 +249,7 @@ def compare(
         _reference(first, first_format, {}),
         _reference(second, second_format, {}),
         strict=strict,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
         progress=progress,
     )
 
@@ -235,6 +260,7 @@ def map(
     format: str | None = None,
     start_offset: int = 0,
     max_length: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     **options: object,
@@ -250,7 +276,7 @@ def map(
         _reference(source, format, options),
         start_offset=start_offset,
         max_length=max_length,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
     )
 
 
@@ -261,6 +287,7 @@ def measure(
     format: str = "raw",
     source_format: str | None = None,
     snapshot: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     **options: object,
@@ -277,7 +304,7 @@ def measure(
         size=None if size is None else parse_size(size),
         format=format,
         options=options,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
     )
 
 
@@ -289,6 +316,7 @@ def hash(
     format: str | None = None,
     snapshot: str | None = None,
     workers: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     progress: Progress | None = None,
@@ -309,7 +337,7 @@ def hash(
         algorithm,
         raw=raw,
         workers=workers,
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, share=share, password=password),
         progress=progress,
     )
 
@@ -321,6 +349,7 @@ def resize(
     format: str | None = None,
     shrink: bool = False,
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
+    password: Password = None,
     policy: OpenPolicy | None = None,
 ) -> int:
     """Give a disk another virtual size, and return it in bytes.
@@ -336,7 +365,7 @@ def resize(
         size,
         shrink=shrink,
         preallocation=preallocation,
-        opener=_opener(policy),
+        opener=_opener(policy, password=password),
     )
 
 
@@ -347,6 +376,7 @@ def commit(
     base: str | os.PathLike[str] | None = None,
     drop: bool = False,
     rate_limit: int | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     cache: str = "writeback",
     progress: Progress | None = None,
@@ -363,7 +393,7 @@ def commit(
         base=None if base is None else os.fspath(base),
         drop=drop,
         rate_limit=rate_limit,
-        opener=_opener(policy, cache=cache),
+        opener=_opener(policy, cache=cache, password=password),
         progress=progress,
     )
 
@@ -376,6 +406,7 @@ def rebase(
     format: str | None = None,
     unsafe: bool = False,
     compress: bool = False,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     share: bool = False,
     cache: str = "writeback",
@@ -398,7 +429,7 @@ def rebase(
         backing_format,
         unsafe=unsafe,
         compress=compress,
-        opener=_opener(policy, share=share, cache=cache),
+        opener=_opener(policy, share=share, cache=cache, password=password),
         backing_cache=backing_cache,
         progress=progress,
         warn=warn or (lambda text: None),
@@ -418,6 +449,7 @@ def amend(
     source: Image,
     *,
     format: str | None = None,
+    password: Password = None,
     policy: OpenPolicy | None = None,
     progress: Progress | None = None,
     **options: object,
@@ -425,7 +457,12 @@ def amend(
     """Change the options that an image was created with: ``compat="0.10"``, ``refcount_bits=8``."""
     from imgtool.ops.amend import amend
 
-    amend(_reference(source, format, {}), options, opener=_opener(policy), progress=progress)
+    amend(
+        _reference(source, format, {}),
+        options,
+        opener=_opener(policy, password=password),
+        progress=progress,
+    )
 
 
 def bitmap(
@@ -436,6 +473,7 @@ def bitmap(
     merge_from: Image | None = None,
     granularity: int | None = None,
     format: str | None = None,
+    password: Password = None,
 ) -> None:
     """Change the persistent dirty bitmap ``name``: the ``changes`` in order, then the merge.
 
@@ -453,7 +491,7 @@ def bitmap(
         actions,
         granularity=granularity,
         source=None if merge_from is None else _reference(merge_from, None, {}),
-        opener=_opener(None),
+        opener=_opener(None, password=password),
     )
 
 
@@ -466,25 +504,33 @@ def dirty_ranges(
     return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None))
 
 
-def create_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+def create_snapshot(
+    source: Image, name: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
     from imgtool.ops.snapshot import create_snapshot
 
-    create_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+    create_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
 
 
-def apply_snapshot(source: Image, snapshot: str, *, format: str | None = None) -> None:
+def apply_snapshot(
+    source: Image, snapshot: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Make the disk what it was when the internal snapshot with this id, or name, was taken."""
     from imgtool.ops.snapshot import apply_snapshot
 
-    apply_snapshot(_reference(source, format, {}), snapshot, opener=_opener(None))
+    apply_snapshot(
+        _reference(source, format, {}), snapshot, opener=_opener(None, password=password)
+    )
 
 
-def delete_snapshot(source: Image, name: str, *, format: str | None = None) -> None:
+def delete_snapshot(
+    source: Image, name: str, *, format: str | None = None, password: Password = None
+) -> None:
     """Remove the first internal snapshot of this name; what only it held becomes free."""
     from imgtool.ops.snapshot import delete_snapshot
 
-    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None))
+    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
 
 
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:
@@ -503,10 +549,19 @@ def _opener(
     share: bool = False,
     cache: str = "writeback",
     writable: bool = False,
+    password: Password = None,
 ) -> Opener:
     return Opener(
-        policy=policy or OpenPolicy.default(), share=share, cache=cache, writable=writable
+        policy=policy or OpenPolicy.default(),
+        share=share,
+        cache=cache,
+        writable=writable,
+        secrets=Secrets(password=_secret(password)),
     )
+
+
+def _secret(password: Password) -> Secret | None:
+    return None if password is None else Secret(password)
 
 
 def _format_for(target: object) -> str:

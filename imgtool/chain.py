@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Union
 
 from imgtool import registry
 from imgtool.errors import BadOption, ImageError, NotPermitted
+from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -133,13 +134,24 @@ class Reference:
     """An image, or a file, as the user describes it: where it is, its format, and its options.
 
     ``children`` says what to use, by role (``backing``, ``data-file``), in place of what the image
-    names; None stands for "nothing".
+    names; None stands for "nothing", :class:`Settings` for what it names, opened with options.
     """
 
     source: Source
     format: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    children: Mapping[str, Reference | None] = field(default_factory=dict)
+    children: Mapping[str, Override] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to open the backing image that an image names: its options, and what it lies on."""
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    children: Mapping[str, Override] = field(default_factory=dict)
+
+
+Override = Reference | Settings | None
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,8 @@ class Opener:
     image nor data file, and reading what lies there raises. ``share`` takes no lock that excludes
     others; ``cache`` is one of qemu's cache modes. Backing images are opened read-only, but for the
     one at ``writable_depth`` (1 is the nearest). ``trail`` identifies the images above, and
-    ``overrides`` are the user's own words on what the image being opened would name.
+    ``overrides`` are the user's own words on what the image being opened would name. ``secrets``
+    unlock encrypted images; without ``contents`` they are opened locked, for their metadata.
     """
 
     policy: OpenPolicy = field(default_factory=OpenPolicy.default)
@@ -161,7 +174,14 @@ class Opener:
     cache: str = "writeback"
     writable_depth: int | None = None
     trail: tuple[Hashable, ...] = ()
-    overrides: Mapping[str, Reference | None] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    secrets: Secrets = field(default_factory=Secrets)
+    contents: bool = True
+
+    @property
+    def unlocks(self) -> bool:
+        """Whether encrypted images are opened with their secrets."""
+        return self.writable or (self.follow and self.contents)
 
     def file(self, path: str) -> Storage:
         """Open the host file at ``path`` as this opener says."""
@@ -206,6 +226,8 @@ class Opener:
                 registry.expect(storage, chosen)
             below = replace(self, trail=(*self.trail, identity or object()))
             checked = chosen.open_options.check(options or {})
+            if self.unlocks:
+                checked = self.secrets.fill_in(chosen.open_options, checked)
             return chosen.load_opener()(storage, below, checked)
         except ImageError as error:
             storage.close()
@@ -247,9 +269,14 @@ class Opener:
         """Open the backing image as :meth:`backing` does, even if names are not followed."""
         writable = len(self.trail) == self.writable_depth
         below = replace(self, writable=writable, overrides={})
+        options: Mapping[str, object] = {}
         if "backing" in self.overrides:
             given = self.overrides["backing"]
-            return None if given is None else below.reference(given)
+            if given is None:
+                return None
+            if isinstance(given, Reference):
+                return below.reference(given)
+            options, below = given.options, replace(below, overrides=given.children)
         if name is None:
             return None
         path = self.policy.resolve(image, name, "backing file")
@@ -270,14 +297,14 @@ class Opener:
                     f"imgtool rebase -u -F {guessed.name} -b '{name}' '{image.name}'",
                     filename=image.name,
                 )
-        return below.image(storage, format or "raw")
+        return below.image(storage, format or "raw", options)
 
     def data_file(self, image: Storage, name: str | None) -> Storage | None:
         """Open the external data file that ``image`` calls ``name``."""
         if not self.follow:
             return None
         given = self.overrides.get("data-file")
-        if given is not None:
+        if isinstance(given, Reference):
             return storage_for(given.source, self)
         if name is None:
             raise ImageError("It needs an external data file and names none", filename=image.name)

@@ -44,12 +44,14 @@ class BlockDevice(abc.ABC):
 
     ``name`` is the file's name as given; ``format`` the name of its format; ``read_only`` whether
     writes raise :class:`~imgtool.errors.ReadOnly`. Reads and writes outside ``[0, size)`` raise
-    :class:`~imgtool.errors.OutOfRange`; nothing is ever read or written short.
+    :class:`~imgtool.errors.OutOfRange`; nothing is ever read or written short. ``stores_zeros``
+    says that the disk has no holes: zeros are written like any other data.
     """
 
     name: str
     format: str
     read_only: bool = True
+    stores_zeros: bool = False
 
     @property
     @abc.abstractmethod
@@ -174,7 +176,7 @@ class BlockDevice(abc.ABC):
         raise self._cannot("hold compressed data")
 
     def resize(self, size: int, *, preallocation: str = "off") -> None:
-        """Set the virtual size; what comes into being reads as zeros.
+        """Set the virtual size; what comes into being reads as zeros (unless ``stores_zeros``).
 
         ``preallocation`` says what is done for it: ``off``, ``metadata``, ``falloc`` or ``full``.
         """

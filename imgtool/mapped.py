@@ -70,9 +70,7 @@ class MappedDevice(BlockDevice):
             part = view[done : done + extent.length]
             done += extent.length
             if extent.kind is Kind.DATA:
-                assert extent.storage is not None
-                assert extent.host_offset is not None
-                extent.storage.read_into(extent.host_offset, part)
+                self._read_data(extent, part)
             elif extent.kind is Kind.ZERO:
                 fill_zeros(part)
             elif extent.kind is Kind.COMPRESSED:
@@ -80,6 +78,12 @@ class MappedDevice(BlockDevice):
                 part[:] = memoryview(self._decode(extent))[skip : skip + extent.length]
             else:
                 self._read_backing(extent.offset, part)
+
+    def _read_data(self, extent: Extent, view: memoryview) -> None:
+        """Read a DATA extent of this image, whole."""
+        assert extent.storage is not None
+        assert extent.host_offset is not None
+        extent.storage.read_into(extent.host_offset, view)
 
     def _read_backing(self, offset: int, view: memoryview) -> None:
         """Read what this image leaves to its backing image, which may be shorter than it is."""

@@ -67,7 +67,8 @@ class Option:
     ``type`` is one of ``str``, ``bool (on/off)``, ``num`` and ``size`` (bytes, suffixes allowed).
     ``choices``, where given, are the only values allowed. ``default`` is what the format does
     without the option, where that is worth telling. ``of_file`` marks options that concern the
-    host file and not the format: help lists them only for a given file.
+    host file and not the format: help lists them only for a given file. The value of a ``secret``
+    option is the id of a secret; drivers are given the :class:`~imgtool.secrets.Secret` itself.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Option:
     choices: tuple[str, ...] = ()
     default: str | int | None = None
     of_file: bool = False
+    secret: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name under which checked options hold the value: ``_`` in place of ``-``."""
+        return self.name.replace("-", "_")
 
     def parse(self, value: object) -> Any:
         """Return ``value`` as the type says; raises :class:`BadOption`."""
@@ -107,24 +114,29 @@ class OptionTable:
         return any(option.name == name for option in self.options)
 
     def check(self, values: Mapping[str, object]) -> dict[str, Any]:
-        """Return ``values`` parsed; names may use ``-`` for ``_``. None stands for "not given".
+        """Return ``values`` parsed, by :attr:`Option.key`. None stands for "not given".
+
+        Names may use ``-`` for ``_``, and ``_`` where dots are: keyword arguments have none. A
+        secret may be given itself, in place of its id.
 
         Raises :class:`BadOption` for unknown names and values of the wrong type.
         """
-        known = {option.name.replace("-", "_"): option for option in self.options}
+        known = {option.key: option for option in self.options}
+        known.update((option.key.replace(".", "_"), option) for option in self.options)
         checked: dict[str, Any] = {}
         for name, value in values.items():
             option = known.get(name.replace("-", "_"))
             if option is None:
                 raise BadOption(f"Invalid parameter '{name}'")
             if value is not None:
-                checked[option.name.replace("-", "_")] = option.parse(value)
+                given = option.secret and not isinstance(value, str)
+                checked[option.key] = value if given else option.parse(value)
         return checked
 
     def told(self, values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         """The names and values that ``create`` prints: those given, and the defaults."""
         for option in self.options:
-            value = values.get(option.name, option.default)
+            value = values.get(option.key, option.default)
             if value is not None:
                 yield option.name, option.show(value)
 

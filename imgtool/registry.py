@@ -22,6 +22,7 @@ ENTRY_POINTS = "imgtool.formats"
 _BUILT_IN = {
     "raw": "imgtool.formats.raw",
     "qcow2": "imgtool.formats.qcow2",
+    "luks": "imgtool.formats.luks",
 }
 
 

@@ -1,5 +1,6 @@
 """qcow2: QEMU's copy-on-write format, versions 2 and 3."""
 
+from imgtool.crypto.luks_options import volume_options
 from imgtool.format import Format
 from imgtool.options import Option, OptionTable
 
@@ -18,6 +19,7 @@ FORMAT = Format(
     creator="imgtool.formats.qcow2.create:create",
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
+    repairer="imgtool.formats.qcow2.repair:repair",
     measurer="imgtool.formats.qcow2.measure:measure",
     amender="imgtool.formats.qcow2.amend:amend",
     bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
@@ -25,6 +27,13 @@ FORMAT = Format(
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(
         (
+            Option(
+                "encryption",
+                "bool (on/off)",
+                "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=luks)",
+            ),
+            Option("encrypt.format", "str", "Encrypt the image, format choices: 'luks'"),
+            *volume_options("encrypt.", "ID of the secret that provides the LUKS passphrase"),
             Option("cluster_size", "size", "qcow2 cluster size", default=65536),
             Option("extended_l2", "bool (on/off)", "Extended L2 tables", default="off"),
             Option(
@@ -78,6 +87,8 @@ FORMAT = Format(
             Option("snapshot", "str", "Id or name of the internal snapshot to open"),
             Option("snapshot.id", "str", "Id of the internal snapshot to open"),
             Option("snapshot.name", "str", "Name of the internal snapshot to open"),
+            Option("encrypt.format", "str", "How the image must be encrypted: 'luks' or 'aes'"),
+            Option("encrypt.key-secret", "str", "ID of the secret that unlocks it", secret=True),
         )
     ),
     features=frozenset(
@@ -85,6 +96,7 @@ FORMAT = Format(
             "create",
             "write",
             "resize",
+            "encrypt",
             "backing",
             "compress",
             "snapshots",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from imgtool.description import Description
-from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Crypt
 from imgtool.schema import luks
 
@@ -70,11 +69,7 @@ def _bitmap(bitmap: Bitmap) -> dict[str, Any]:
 def _encryption(device: Qcow2Device) -> dict[str, Any]:
     if device.header.crypt_method is Crypt.AES:
         return {"format": "aes"}
-    pointer = device.header.luks_header
-    if pointer is None:
-        raise CorruptImage("The image is encrypted with LUKS and has no LUKS header")
-    offset, length = pointer
-    if length < luks.HEADER.sizeof():
-        raise CorruptImage(f"The LUKS header of {length} bytes is too short", offset)
-    header = device.storage.read_exact(offset, luks.HEADER.sizeof(), "The LUKS header")
-    return luks.describe(bytes(header), inside="luks")
+    from imgtool.formats.qcow2.encryption import read_luks_header
+
+    header = read_luks_header(device.storage, device.header)
+    return luks.describe(header, inside="luks")

@@ -10,8 +10,8 @@ from functools import cached_property
 
 from imgtool.description import SnapshotInfo
 from imgtool.device import BlockDevice, Limits, StoredBitmap
-from imgtool.errors import CorruptImage, ImageError
-from imgtool.extent import Extent, Kind
+from imgtool.errors import CorruptImage
+from imgtool.extent import Extent
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
@@ -33,7 +33,8 @@ class Qcow2Device(MappedDevice):
     """A qcow2 disk: the active one, or that of an internal snapshot.
 
     ``storage`` is the image's own file, ``data`` the file in which data clusters lie: the same,
-    or the external data file (None if the image was opened for its metadata alone).
+    or the external data file (None if the image was opened for its metadata alone). ``contents``
+    is what data clusters are read from and written to: ``data``, or that decrypted.
     """
 
     format = "qcow2"
@@ -45,6 +46,7 @@ class Qcow2Device(MappedDevice):
         l1: array[int],
         *,
         data: Storage | None,
+        contents: Storage | None = None,
         backing: BlockDevice | None,
         snapshot: Snapshot | None = None,
         follow: bool = True,
@@ -52,6 +54,8 @@ class Qcow2Device(MappedDevice):
         self.storage = storage
         self.header = header
         self.data = data
+        encrypted = header.crypt_method is not Crypt.NONE
+        self.contents = contents if encrypted else data
         self.snapshot = snapshot
         self.name = storage.name
         self._backing = backing
@@ -64,13 +68,16 @@ class Qcow2Device(MappedDevice):
         self._l2 = L2Reader(
             header.geometry,
             storage,
-            data if data is not None else storage,
+            self.contents if self.contents is not None else storage,
             version=header.version,
             external_data=header.has_data_file,
         )
         self._decoded: OrderedDict[int, bytes] = OrderedDict()
         self._decoded_lock = threading.Lock()
-        self._incomplete = None if follow else _missing(header, data)
+        if encrypted and contents is None:
+            self._incomplete = "password"
+        elif not follow:
+            self._incomplete = _missing(header, data)
 
     @property
     def size(self) -> int:
@@ -211,11 +218,23 @@ class Qcow2Device(MappedDevice):
             )
         return cluster
 
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        extents = super()._extents(offset, length)
+        if self.header.crypt_method is Crypt.NONE:
+            return extents
+        # The host file has the bytes, but not as they are.
+        return (
+            extent if extent.depth else extent._replace(storage=None, host_offset=None)
+            for extent in extents
+        )
+
     @cached_property
     def _data_has_holes(self) -> bool:
         from imgtool.formats.qcow2.preallocation import metadata_only
 
-        return self.data is self.storage and metadata_only(self)
+        # In an encrypted file what a hole holds is not zeros.
+        encrypted = self.header.crypt_method is not Crypt.NONE
+        return not encrypted and self.data is self.storage and metadata_only(self)
 
     def close(self) -> None:
         for child in (self._backing, self.data, self.storage):
@@ -228,21 +247,3 @@ def _missing(header: Header, data: Storage | None) -> str | None:
     if header.has_data_file and data is None:
         return "external data file"
     return "backing file" if header.backing_file is not None else None
-
-
-class EncryptedDevice(Qcow2Device):
-    """An encrypted image: its metadata can be read, its contents cannot."""
-
-    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        for extent in super()._extents(offset, length):
-            # The host file has the bytes, but not as they are.
-            hidden = extent.depth == 0 and extent.kind is Kind.DATA
-            yield extent._replace(storage=None, host_offset=None) if hidden else extent
-
-    def _read(self, offset: int, view: memoryview) -> None:
-        method = "LUKS" if self.header.crypt_method is Crypt.LUKS else "AES"
-        raise ImageError(
-            f"The image is encrypted ({method}), and imgtool cannot decrypt yet; "
-            "'imgtool info' and 'imgtool check' work without the contents",
-            filename=self.name,
-        )

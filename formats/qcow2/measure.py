@@ -26,6 +26,7 @@ def measure(
     geometry = chosen.geometry
     full_size = align_up(chosen.size, geometry.cluster_size)
     metadata = _metadata_bytes(geometry, full_size)
+    metadata += chosen.luks_clusters * geometry.cluster_size
     # What is preallocated is needed at once; and of an overlay nobody knows what it will share
     # with its backing image.
     if chosen.preallocation in ("falloc", "full") or chosen.backing_file is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
 from imgtool.errors import CorruptImage, ReadOnly
-from imgtool.formats.qcow2.driver import EncryptedDevice, Qcow2Device
+from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
@@ -19,26 +19,29 @@ from imgtool.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from imgtool.chain import Opener
+    from imgtool.crypto.sectors import SectorCipher
     from imgtool.formats.qcow2.writable import WritableQcow2
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
     """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
 
-    Raises :class:`ReadOnly` for a writable open of what must not be written.
+    An encrypted one is unlocked with ``encrypt.key_secret``, unless only metadata is wanted. Raises
+    :class:`ReadOnly` for a writable open of what must not be written.
     """
     header = read_header(storage)
     snapshot = None
-    if options:
+    if any(name.startswith("snapshot") for name in options):
         snapshot = find_snapshot(read_snapshots(storage, header), options)
         if snapshot is not None and (snapshot.disk_size or 0) > MAX_SIZE:
             raise CorruptImage(f"The disk size {snapshot.disk_size} of the snapshot is too large")
     if opener.writable:
-        _refuse_writing(storage, header, snapshot)
+        header = _prepare_writing(storage, header, snapshot)
     l1_offset, l1_size = header.l1_table_offset, header.l1_size
     if snapshot is not None:
         l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
     l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
+    cipher = _unlock(storage, header, opener, options)
 
     data: Storage | None = storage
     if header.has_data_file:
@@ -52,9 +55,14 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
     try:
         if opener.writable:
             assert data is not None
-            return _writable(storage, header, l1, data, backing)
-        kind = Qcow2Device if header.crypt_method is Crypt.NONE else EncryptedDevice
-        return kind(
+            return _writable(storage, header, l1, data, cipher, backing)
+        if cipher is not None and data is not None:
+            from imgtool.formats.qcow2.encryption import decrypted
+
+            return decrypted(
+                storage, header, l1, cipher, data=data, backing=backing, snapshot=snapshot
+            )
+        return Qcow2Device(
             storage,
             header,
             l1,
@@ -70,7 +78,8 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
         raise
 
 
-def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> None:
+def _prepare_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> Header:
+    """Refuse what must not be written to, and repair what was not closed properly."""
     if snapshot is not None:
         raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
     if header.corrupt:
@@ -79,16 +88,30 @@ def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None)
             f"imgtool check -r all '{storage.name}'",
             filename=storage.name,
         )
-    if header.dirty:
+    if header.crypt_method is Crypt.AES:
         raise ReadOnly(
-            "The image was not closed properly (dirty bit): repair it first with "
-            f"imgtool check -r all '{storage.name}'",
+            "The image has the old AES encryption, which is only read: convert it to one with "
+            "encrypt.format=luks",
             filename=storage.name,
         )
-    if header.crypt_method is not Crypt.NONE:
-        raise ReadOnly(
-            "The image is encrypted, and imgtool cannot encrypt yet", filename=storage.name
-        )
+    if header.dirty:
+        from imgtool.formats.qcow2.repair import repair_dirty
+
+        repair_dirty(storage)
+        header = read_header(storage)
+    return header
+
+
+def _unlock(
+    storage: Storage, header: Header, opener: Opener, options: Mapping[str, Any]
+) -> SectorCipher | None:
+    encrypted = header.crypt_method is not Crypt.NONE
+    if not encrypted and "encrypt.format" not in options:
+        return None
+    from imgtool.formats.qcow2.encryption import check_format, unlock
+
+    check_format(header, options)
+    return unlock(storage, header, options) if encrypted and opener.unlocks else None
 
 
 def _writable(
@@ -96,6 +119,7 @@ def _writable(
     header: Header,
     l1: array[int],
     data: Storage,
+    cipher: SectorCipher | None,
     backing: BlockDevice | None,
 ) -> WritableQcow2:
     # Readers do without these modules, and start sooner.
@@ -115,4 +139,18 @@ def _writable(
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
     snapshots, bitmaps = read_snapshots(storage, header), read_bitmaps(storage, header)
     allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)
-    return WritableQcow2(storage, header, l1, allocator, data=data, backing=backing, fresh=False)
+    contents = data
+    if cipher is not None:
+        from imgtool.storage.encrypted import EncryptedStorage
+
+        contents = EncryptedStorage(data, cipher)
+    return WritableQcow2(
+        storage,
+        header,
+        l1,
+        allocator,
+        data=data,
+        contents=contents,
+        backing=backing,
+        fresh=False,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgtool.errors import BadOption
 from imgtool.formats.qcow2.geometry import (
@@ -15,6 +15,9 @@ from imgtool.formats.qcow2.geometry import (
 )
 from imgtool.formats.qcow2.schema import Compression
 from imgtool.units import align_up
+
+if TYPE_CHECKING:
+    from imgtool.crypto.luks_options import VolumeOptions
 
 _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _COMPRESSIONS = {"zlib": Compression.ZLIB, "zstd": Compression.ZSTD}
@@ -42,6 +45,7 @@ class CreateOptions:
     backing_format: str | None = None
     data_file: str | None = None
     data_file_raw: bool = False
+    encryption: VolumeOptions | None = None
 
     @classmethod
     def from_mapping(cls, size: int, options: Mapping[str, Any]) -> CreateOptions:
@@ -70,6 +74,7 @@ class CreateOptions:
             backing_format=options.get("backing_fmt") or None,
             data_file=options.get("data_file") or None,
             data_file_raw=options.get("data_file_raw", False),
+            encryption=_encryption(options),
         )
         chosen._judge()
         return chosen
@@ -112,12 +117,43 @@ class CreateOptions:
             )
 
     @property
+    def luks_clusters(self) -> int:
+        """Host clusters that hold the LUKS header and its key material."""
+        if self.encryption is None:
+            return 0
+        from imgtool.crypto.luks_header import slot_offsets
+
+        return self.geometry.clusters(slot_offsets(self.encryption.spec)[-1])
+
+    @property
     def preallocates_metadata(self) -> bool:
         """Whether every guest cluster gets a host cluster from the start.
 
         A raw external data file must be readable without the image, so its mapping is whole.
         """
         return self.preallocation != "off" or self.data_file_raw
+
+
+def _encryption(options: Mapping[str, Any]) -> VolumeOptions | None:
+    """The LUKS volume that holds the keys of an encrypted image."""
+    chosen = options.get("encrypt.format")
+    if options.get("encryption"):
+        if chosen is not None:
+            raise BadOption(
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time"
+            )
+        chosen = "aes"
+    if chosen is None:
+        if any(name.startswith("encrypt.") for name in options):
+            raise BadOption("Parameter 'encrypt.format' is missing")
+        return None
+    if chosen == "aes":
+        raise BadOption("Images with the old AES encryption are only read: use encrypt.format=luks")
+    if chosen != "luks":
+        raise BadOption(f"Parameter 'format' does not accept value '{chosen}'")
+    from imgtool.crypto.luks_options import VolumeOptions
+
+    return VolumeOptions.from_mapping(options, "encrypt.")
 
 
 def _cluster_bits(size: int) -> int:

@@ -29,7 +29,7 @@ from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.metadata import Metadata
 from imgtool.formats.qcow2.overlap import Overlap
 from imgtool.formats.qcow2.packing import Packer
-from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Incompatible
+from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Crypt, Incompatible
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.gate import Gate
 from imgtool.storage.base import Storage
@@ -52,11 +52,12 @@ class WritableQcow2(Qcow2Device):
         allocator: Allocator,
         *,
         data: Storage,
+        contents: Storage,
         backing: BlockDevice | None,
         fresh: bool,
     ) -> None:
-        super().__init__(storage, header, l1, data=data, backing=backing)
-        self._data: Storage = data
+        super().__init__(storage, header, l1, data=data, contents=contents, backing=backing)
+        self._data: Storage = contents
         self._lock = threading.RLock()
         self.gate = Gate()
         self._allocator = allocator
@@ -72,7 +73,13 @@ class WritableQcow2(Qcow2Device):
     def _use_tables(self, tables: L2Tables, fresh: bool) -> None:
         self._tables = tables
         self.metadata = Metadata(
-            self.storage, self._data, self.header, tables, self._allocator, self.gate, fresh=fresh
+            self.storage,
+            self.data or self.storage,
+            self.header,
+            tables,
+            self._allocator,
+            self.gate,
+            fresh=fresh,
         )
         self.metadata.on_header = self._take_header
         self.clusters = ClusterMap(tables, self.metadata)
@@ -188,7 +195,7 @@ class WritableQcow2(Qcow2Device):
 
     def _check_in_place(self, host: int, length: int) -> None:
         guard = self._allocator.guard
-        if guard is not None and self._data is self.storage:
+        if guard is not None and self.data is self.storage:
             guard.check(host, length)
 
     # Writing
@@ -349,7 +356,9 @@ class WritableQcow2(Qcow2Device):
 
     @property
     def encoded_size(self) -> int:
-        return 0 if self.header.has_data_file else self.header.geometry.cluster_size
+        if self.header.has_data_file or self.header.crypt_method is not Crypt.NONE:
+            return 0
+        return self.header.geometry.cluster_size
 
     def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
         if self.header.compression is Compression.ZSTD:

@@ -10,12 +10,14 @@ from imgtool.cli.common import (
     cache_option,
     format_option,
     image_opts_option,
+    object_option,
     progress_options,
     quiet_option,
     trust_options,
 )
 from imgtool.cli.names import reference
 from imgtool.cli.options import creation_options, print_amend_help, wants_help
+from imgtool.secrets import Secrets
 
 
 @click.command("amend", cls=Command)
@@ -32,6 +34,7 @@ from imgtool.cli.options import creation_options, print_amend_help, wants_help
     metavar="OPTIONS",
     help="What is to change, NAME=VALUE[,...]; '-o help' lists what can.",
 )
+@object_option()
 @trust_options
 @click.argument("filename", required=False)
 def command(
@@ -41,6 +44,7 @@ def command(
     image_opts: bool,
     cache: str,
     options: tuple[str, ...],
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,
 ) -> int:
@@ -59,7 +63,7 @@ def command(
         amend(
             reference(filename, format=format, image_opts=image_opts),
             creation_options(options),
-            opener=Opener(policy=policy, cache=cache),
+            opener=Opener(policy=policy, cache=cache, secrets=secrets),
             progress=tell,
         )
     return 0

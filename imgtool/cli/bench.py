@@ -14,12 +14,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     trust_options,
 )
 from imgtool.cli.names import reference
 from imgtool.cli.numbers import MAX_COUNT, number, option_of, size
 from imgtool.errors import BadOption, ImageError, OutOfRange
 from imgtool.ops.bench import MAX_DEPTH, Load, bench
+from imgtool.secrets import Secrets
 from imgtool.units import MAX_SIZE
 
 _DIRECT = ("none", "directsync")
@@ -108,6 +110,7 @@ def _aio(_ctx: click.Context, _option: click.Parameter, value: str) -> str:
 )
 @click.option("--no-drain", is_flag=True, help="Send on requests while a flush is under way.")
 @force_share_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
@@ -126,6 +129,7 @@ def command(
     flush_interval: int,
     no_drain: bool,
     force_share: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -152,7 +156,7 @@ def command(
         flush_interval=flush_interval,
         drain=not no_drain,
     )
-    opener = Opener(policy=policy, writable=write, share=force_share, cache=cache)
+    opener = Opener(policy=policy, writable=write, share=force_share, cache=cache, secrets=secrets)
     image = reference(filenames[0], format=format, image_opts=image_opts, writable=write)
     with opener.reference(image) as device:
         click.echo(

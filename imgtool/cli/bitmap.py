@@ -13,10 +13,12 @@ from imgtool.cli.common import (
     byte_count,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     trust_options,
 )
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 _ORDER = "imgtool.bitmap.actions"
 
@@ -58,6 +60,7 @@ def _action(name: str, help: str) -> Callable[[Any], Any]:
 @format_option()
 @image_opts_option()
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filename")
 @click.argument("bitmap")
@@ -71,6 +74,7 @@ def command(
     format: str | None,
     image_opts: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str,
     bitmap: str,
@@ -94,7 +98,7 @@ def command(
     if source_format is not None and source_file is None:
         raise click.UsageError("-F only supported with -b")
     image = reference(filename, format=format, image_opts=image_opts)
-    opener = Opener(policy=policy)
+    opener = Opener(policy=policy, secrets=secrets)
     if actions:
         source = None
         if source_file is not None:

@@ -10,12 +10,14 @@ from imgtool.cli.common import (
     cache_option,
     format_option,
     image_opts_option,
+    object_option,
     progress_options,
     quiet_option,
     rate_option,
     trust_options,
 )
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 
 @click.command("commit", cls=Command)
@@ -32,6 +34,7 @@ from imgtool.cli.names import reference
 )
 @click.option("-d", "--drop", is_flag=True, help="Do not empty FILENAME afterwards.")
 @rate_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
@@ -43,6 +46,7 @@ def command(
     base: str | None,
     drop: bool,
     rate: int | None,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -63,7 +67,7 @@ def command(
             base=base,
             drop=drop,
             rate_limit=rate,
-            opener=Opener(policy=policy, cache=cache),
+            opener=Opener(policy=policy, cache=cache, secrets=secrets),
             progress=report,
         )
     if not quiet:

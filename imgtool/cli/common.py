@@ -11,6 +11,7 @@ import click
 from imgtool.chain import OpenPolicy, Trust
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets, parse_objects
 from imgtool.units import parse_size
 
 if TYPE_CHECKING:
@@ -78,6 +79,25 @@ def image_opts_option(*names: str, name: str = "image_opts") -> Callable[[F], F]
         is_flag=True,
         help="FILENAME is an image specification (driver=FMT,file.filename=NAME,...).",
     )
+
+
+def object_option() -> Callable[[F], F]:
+    """``--object OBJDEF``, as ``secrets``: the :class:`Secrets` that were defined."""
+    return click.option(
+        "--object",
+        "secrets",
+        multiple=True,
+        metavar="OBJDEF",
+        callback=_secrets,
+        help="Define a secret: secret,id=ID,file=NAME or secret,id=ID,data=TEXT.",
+    )
+
+
+def _secrets(ctx: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> Secrets:
+    if "help" in values:
+        click.echo("List of user creatable objects:\n  secret")
+        ctx.exit()
+    return parse_objects(values)
 
 
 def force_share_option() -> Callable[[F], F]:

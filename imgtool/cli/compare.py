@@ -13,12 +13,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     progress_options,
     quiet_option,
     trust_options,
 )
 from imgtool.cli.errors import ERRORS, complain
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 if TYPE_CHECKING:
     from imgtool.ops.compare import Comparison
@@ -35,6 +37,7 @@ _DIFFERENT, _CANNOT_OPEN, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
 @click.option("-s", "--strict", is_flag=True, help="Compare sizes and allocation as well.")
 @cache_option(of="the images")
 @force_share_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME1 FILENAME2")
 def command(
@@ -46,6 +49,7 @@ def command(
     strict: bool,
     cache: str,
     force_share: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -71,7 +75,7 @@ def command(
                 first,
                 second,
                 strict=strict,
-                opener=Opener(policy=policy, share=force_share, cache=cache),
+                opener=Opener(policy=policy, share=force_share, cache=cache, secrets=secrets),
                 progress=report,
             )
     except UnknownAllocation as error:

@@ -14,6 +14,7 @@ from imgtool.cli.common import (
     cache_option,
     force_share_option,
     image_opts_option,
+    object_option,
     progress_options,
     quiet_option,
     rate_option,
@@ -23,6 +24,7 @@ from imgtool.cli.errors import say, while_creating
 from imgtool.cli.names import reference, snapshot_options
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets
 from imgtool.units import parse_size
 
 _MAX_SPARSE_SIZE = 16 << 20
@@ -118,6 +120,7 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
     help="Accepted for qemu-img's sake: writes need no order here.",
 )
 @click.option("--no-space-check", is_flag=True, help="Begin even if the disk seems too small.")
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="SOURCE... TARGET")
 def command(
@@ -144,6 +147,7 @@ def command(
     offload: bool,
     salvage: bool,
     no_space_check: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -189,7 +193,9 @@ def command(
                 rate_limit=rate,
                 copy_offload=offload,
                 check_space=not no_space_check,
-                opener=Opener(policy=policy, share=force_share, cache=source_cache),
+                opener=Opener(
+                    secrets=secrets, policy=policy, share=force_share, cache=source_cache
+                ),
                 target_cache=target_cache,
                 progress=report,
                 warn=lambda text: say("imgtool", f"warning: {text}"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from imgtool.chain import Opener, OpenPolicy
-from imgtool.cli.common import Command, quiet_option, trust_options
+from imgtool.cli.common import Command, object_option, quiet_option, trust_options
 from imgtool.cli.errors import printable, while_creating
 from imgtool.cli.options import creation_options, print_help, wants_help
+from imgtool.secrets import Secrets
 
 
 @click.command("create", cls=Command)
@@ -24,6 +25,7 @@ from imgtool.cli.options import creation_options, print_help, wants_help
 @click.option("-b", "--backing", metavar="FILENAME", help="Put the image on top of this one.")
 @click.option("-F", "--backing-format", metavar="FMT", help="Format of the backing file.")
 @click.option("-u", "--backing-unsafe", is_flag=True, help="Do not look at the backing file.")
+@object_option()
 @trust_options
 @click.argument("filename", required=False)
 @click.argument("size", required=False)
@@ -34,6 +36,7 @@ def command(
     backing: str | None,
     backing_format: str | None,
     backing_unsafe: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,
     size: str | None,
@@ -58,7 +61,7 @@ def command(
         backing_format=backing_format,
         unsafe=backing_unsafe,
         options=creation_options(options),
-        opener=Opener(policy=policy),
+        opener=Opener(policy=policy, secrets=secrets),
     )
     if not quiet:
         told = "".join(f" {name}={value}" for name, value in plan.told())

@@ -12,6 +12,7 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     trust_options,
 )
 from imgtool.cli.errors import say, while_creating
@@ -19,6 +20,7 @@ from imgtool.cli.names import reference
 from imgtool.cli.numbers import MAX_COUNT, number, size
 from imgtool.errors import BadOption
 from imgtool.names import file_path
+from imgtool.secrets import Secrets
 from imgtool.units import MAX_SIZE
 
 _NUMBERS: dict[str, Callable[[str], int]] = {
@@ -37,6 +39,7 @@ _NUMBERS: dict[str, Callable[[str], int]] = {
     "-O", "--output-format", metavar="FMT", default="raw", help="Format of OUTPUT. [default: raw]"
 )
 @force_share_option()
+@object_option()
 @trust_options
 @click.argument("operands", nargs=-1, metavar="if=INPUT of=OUTPUT [OPERAND...]")
 def command(
@@ -44,6 +47,7 @@ def command(
     image_opts: bool,
     output_format: str,
     force_share: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     operands: tuple[str, ...],
 ) -> int:
@@ -73,7 +77,7 @@ def command(
             Reference(file_path(names["of"])),
             format=output_format,
             block_size=numbers.pop("bs", 512),
-            opener=Opener(policy=policy, share=force_share),
+            opener=Opener(policy=policy, share=force_share, secrets=secrets),
             warn=lambda text: say("imgtool", f"{names['if']}: {text}"),
             **numbers,
         )

@@ -15,12 +15,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     progress_options,
     trust_options,
 )
 from imgtool.cli.errors import ERRORS, complain, printable
 from imgtool.cli.names import reference, snapshot_options
+from imgtool.secrets import Secrets
 
 
 @click.command("hash", cls=Command)
@@ -47,6 +49,7 @@ from imgtool.cli.names import reference, snapshot_options
 @cache_option(of="the images")
 @force_share_option()
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME...")
 def command(
@@ -60,6 +63,7 @@ def command(
     cache: str,
     force_share: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -74,7 +78,7 @@ def command(
 
     if not filenames:
         raise click.UsageError("Expecting at least one image file name")
-    opener = Opener(policy=policy, share=force_share, cache=cache)
+    opener = Opener(policy=policy, share=force_share, cache=cache, secrets=secrets)
     chosen = {} if snapshot is None else snapshot_options(snapshot)
     status = 0
     documents: list[dict[str, Any]] = []

@@ -10,12 +10,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     trust_options,
 )
 from imgtool.cli.errors import ERRORS, complain
 from imgtool.cli.names import reference
 from imgtool.cli.render import info_lines, to_json
+from imgtool.secrets import Secrets
 
 
 @click.command("info", cls=Command)
@@ -24,6 +26,7 @@ from imgtool.cli.render import info_lines, to_json
 @click.option("-b", "--backing-chain", is_flag=True, help="Show the backing files, too.")
 @force_share_option()
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME...")
 def command(
@@ -32,6 +35,7 @@ def command(
     backing_chain: bool,
     force_share: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -44,7 +48,7 @@ def command(
 
     if not filenames:
         raise click.UsageError("Expecting one image file name")
-    opener = Opener(policy=policy, share=force_share)
+    opener = Opener(policy=policy, share=force_share, secrets=secrets)
     status = 0
     found = []
     for filename in filenames:

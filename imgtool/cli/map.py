@@ -14,6 +14,7 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     trust_options,
 )
@@ -21,6 +22,7 @@ from imgtool.cli.errors import printable
 from imgtool.cli.names import reference
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
+from imgtool.secrets import Secrets
 
 #: What qemu-img prints where there is nothing to map.
 _NOTHING = (
@@ -38,6 +40,7 @@ _NOTHING = (
 @click.option("-l", "--max-length", metavar="LENGTH", callback=byte_count, help="Go no further.")
 @force_share_option()
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filename", required=False)
 def command(
@@ -47,6 +50,7 @@ def command(
     max_length: int | None,
     force_share: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,
 ) -> int:
@@ -63,7 +67,7 @@ def command(
         reference(filename, format=format, image_opts=image_opts),
         start_offset=start,
         max_length=max_length,
-        opener=Opener(policy=policy, share=force_share),
+        opener=Opener(policy=policy, share=force_share, secrets=secrets),
     ) as extents:
         if output == "json":
             _print_json(extents, start)

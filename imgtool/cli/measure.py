@@ -13,6 +13,7 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     trust_options,
 )
@@ -20,6 +21,7 @@ from imgtool.cli.names import reference, snapshot_options
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.cli.render import to_json
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets
 
 
 @click.command("measure", cls=Command)
@@ -51,6 +53,7 @@ from imgtool.errors import BadOption
 )
 @force_share_option()
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filename", required=False)
 def command(
@@ -62,6 +65,7 @@ def command(
     snapshot: str | None,
     force_share: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,
 ) -> int:
@@ -90,7 +94,7 @@ def command(
         size=image_size,
         format=target_format,
         options=creation_options(options),
-        opener=Opener(policy=policy, share=force_share),
+        opener=Opener(policy=policy, share=force_share, secrets=secrets),
     )
     if output == "json":
         click.echo(to_json(found.to_dict()))

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from imgtool import registry
-from imgtool.chain import Reference
+from imgtool.chain import Override, Reference, Settings
 from imgtool.errors import BadOption, ImageError
 from imgtool.names import file_path
 from imgtool.options import parse_bool, split_pairs
@@ -120,14 +120,9 @@ def _image(node: Node, format: str | None, writable: bool) -> Reference:
         return Reference(_file({**node, "driver": driver}, writable), "raw")
     chosen = None if driver is None else registry.find(driver)
     _refuse_read_only(node, writable)
-    children: dict[str, Reference | None] = {}
+    children: dict[str, Override] = {}
     if "backing" in node:
-        backing = node["backing"]
-        children["backing"] = (
-            None
-            if backing is None or backing == ""
-            else _image(_child(node, "backing"), None, False)
-        )
+        children["backing"] = _backing(node)
     if "data-file" in node:
         children["data-file"] = Reference(_file(_child(node, "data-file"), writable))
     if "file" not in node:
@@ -139,11 +134,7 @@ def _image(node: Node, format: str | None, writable: bool) -> Reference:
     indifferent = _GENERIC.union(
         *(_OF_FORMATS.values() if chosen is None else (_OF_FORMATS.get(chosen.name, ()),))
     )
-    options = {
-        name: value
-        for name, value in node.items()
-        if name not in indifferent and name not in ("driver", "file", "backing", "data-file")
-    }
+    options = _options(node, indifferent)
     if chosen is not None:
         for name in options:
             if name not in chosen.open_options:
@@ -156,6 +147,31 @@ def _image(node: Node, format: str | None, writable: bool) -> Reference:
                     f"Block format '{chosen.name}' does not support the option '{role}'"
                 )
     return Reference(_file(_child(node, "file"), writable), driver, options, children)
+
+
+def _options(node: Node, indifferent: frozenset[str]) -> dict[str, object]:
+    """The format's own options, those of nested nodes by dotted names."""
+    options: dict[str, object] = {}
+    for name, value in node.items():
+        if name in indifferent or name in ("driver", "file", "backing", "data-file"):
+            continue
+        if isinstance(value, dict):
+            inner = _options(value, frozenset())
+            options.update((f"{name}.{key}", inner[key]) for key in inner)
+        else:
+            options[name] = value
+    return options
+
+
+def _backing(node: Node) -> Override:
+    """What a node lies on: nothing, another image, or what it names, with options for that."""
+    if node["backing"] is None or node["backing"] == "":
+        return None
+    backing = _child(node, "backing")
+    if "driver" in backing or "file" in backing:
+        return _image(backing, None, False)
+    children = {"backing": _backing(backing)} if "backing" in backing else {}
+    return Settings(_options(backing, _GENERIC), children)
 
 
 def _child(node: Node, role: str) -> Node:

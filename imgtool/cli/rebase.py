@@ -11,12 +11,14 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     progress_options,
     quiet_option,
     trust_options,
 )
 from imgtool.cli.errors import say
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 
 @click.command("rebase", cls=Command)
@@ -42,6 +44,7 @@ from imgtool.cli.names import reference
 )
 @click.option("-c", "--compress", is_flag=True, help="Compress what is copied into FILENAME.")
 @force_share_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
@@ -56,6 +59,7 @@ def command(
     unsafe: bool,
     compress: bool,
     force_share: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -79,7 +83,7 @@ def command(
             backing_format,
             unsafe=unsafe,
             compress=compress,
-            opener=Opener(policy=policy, share=force_share, cache=cache),
+            opener=Opener(policy=policy, share=force_share, cache=cache, secrets=secrets),
             backing_cache=backing_cache,
             progress=report,
             warn=lambda text: say("imgtool", f"warning: {text}"),

@@ -11,10 +11,12 @@ from imgtool.cli.common import (
     Command,
     format_option,
     image_opts_option,
+    object_option,
     quiet_option,
     trust_options,
 )
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 
 class SizedCommand(Command):
@@ -37,6 +39,7 @@ class SizedCommand(Command):
     default="off",
     help="What is done for the space added: off, metadata, falloc or full. [default: off]",
 )
+@object_option()
 @trust_options
 @click.argument("arguments", nargs=-1, metavar="FILENAME [+|-]SIZE")
 def command(
@@ -45,6 +48,7 @@ def command(
     image_opts: bool,
     shrink: bool,
     preallocation: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     arguments: tuple[str, ...],
 ) -> int:
@@ -65,7 +69,7 @@ def command(
         size,
         shrink=shrink,
         preallocation=preallocation,
-        opener=Opener(policy=policy),
+        opener=Opener(policy=policy, secrets=secrets),
     )
     if not quiet:
         click.echo("Image resized.")

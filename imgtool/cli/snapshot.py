@@ -10,11 +10,13 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
 )
 from imgtool.cli.names import reference
 from imgtool.cli.render import snapshot_lines, to_json
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets
 
 
 @click.command("snapshot", cls=Command)
@@ -35,6 +37,7 @@ from imgtool.errors import BadOption
     "-a", "--apply", metavar="SNAPSHOT", help="Make the disk what it was then (an id or a name)."
 )
 @click.option("-d", "--delete", metavar="NAME", help="Delete a snapshot.")
+@object_option()
 @click.argument("filename", required=False)
 def command(
     format: str | None,
@@ -45,6 +48,7 @@ def command(
     create: str | None,
     apply: str | None,
     delete: str | None,
+    secrets: Secrets,
     filename: str | None,
 ) -> int:
     """List, take, apply or delete the internal snapshots of the image FILENAME.
@@ -61,7 +65,7 @@ def command(
     image = reference(filename, format=format, image_opts=image_opts, writable=bool(chosen))
     if chosen and force_share:
         raise BadOption("force-share=on can only be used with read-only images", filename=filename)
-    opener = Opener(share=force_share)
+    opener = Opener(share=force_share, secrets=secrets)
     if create is not None:
         snapshot.create_snapshot(image, create, opener=opener)
     elif apply is not None:

@@ -19,6 +19,7 @@ from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
 from imgtool.format import Format, NewImage
 from imgtool.names import file_path, same_file
+from imgtool.secrets import Secret, Secrets
 from imgtool.storage.base import Storage
 from imgtool.units import parse_size
 
@@ -36,7 +37,7 @@ class CreatePlan:
     """An image that is to be created.
 
     ``size`` is the virtual size in bytes. ``options`` have the types of the format's table;
-    ``given`` holds them as the caller gave them.
+    ``given`` holds them as the caller gave them; there a secret is still an id.
     """
 
     target: str | Storage
@@ -54,8 +55,9 @@ class CreatePlan:
         """The options and their values as ``qemu-img create`` prints them, defaults included."""
         values = dict(self.options, size=self.size)
         for name, value in self.given.items():
-            if isinstance(value, str) and isinstance(values.get(name), (bool, str)):
-                values[name] = value
+            key = name.replace("-", "_")
+            if isinstance(value, str) and isinstance(values.get(key), (bool, str, Secret)):
+                values[key] = value
         return self.format.create_options.told(values)
 
 
@@ -101,7 +103,7 @@ def _plan(
     chosen.load_creator()
     if given.get("backing_file") is not None and "backing_file" not in chosen.create_options:
         raise BadOption(f"Backing file not supported for file format '{chosen.name}'")
-    options = chosen.create_options.check(given)
+    options = _with_secrets(chosen, chosen.create_options.check(given), opener.secrets)
     wanted = options.pop("size", None)
     if size is not None:
         if wanted is not None:
@@ -118,6 +120,17 @@ def _plan(
     if wanted is None:
         raise BadOption("Image creation needs a size parameter")
     return CreatePlan(target, chosen, wanted, options, given)
+
+
+def _with_secrets(format: Format, options: dict[str, Any], secrets: Secrets) -> dict[str, Any]:
+    """Put secrets in place of their ids. Whoever gives a password wants encryption."""
+    table = format.create_options
+    if secrets.password is not None:
+        if not any(option.secret for option in table):
+            raise BadOption(f"Images of format '{format.name}' cannot be encrypted")
+        if "encrypt.format" in table:
+            options.setdefault("encrypt.format", "luks")
+    return secrets.fill_in(table, options)
 
 
 def _check_backing(
@@ -141,8 +154,10 @@ def _check_backing(
     path = beside(target, file_path(name))
     if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
-    # Only its size is read, which a guest that writes to it cannot upset.
-    reading = Opener(policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache)
+    # Only its size is read: no guest that writes to it can upset that, and it needs no secret.
+    reading = Opener(
+        policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache, contents=False
+    )
     try:
         if recorded is None:
             with reading.file(path) as storage:

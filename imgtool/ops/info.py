@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: qemu counts the length of host files in whole sectors.
 SECTOR = 512
 
+#: The options that show in an image's name, and the order in which QEMU has them.
+_SHOWN = ("encrypt.key-secret", "key-secret", "offset", "size")
+_SHOWN_ORDER = ("encrypt.key-secret", "offset", "driver", "size", "file", "key-secret")
+
 
 @dataclass(frozen=True)
 class ChildInfo:
@@ -179,16 +183,15 @@ def _file(device: BlockDevice) -> Storage:
 def _shown_name(device: BlockDevice, reference: Reference | None) -> str:
     """The file's name; if options make a disk of a part of it, all that it takes to open it."""
     options = {} if reference is None else reference.options
-    shown = {name: options[name] for name in ("offset", "size") if name in options}
-    if not shown:
+    whole: dict[str, Any] = {
+        name: options[name] for name in _SHOWN if isinstance(options.get(name), (str, int))
+    }
+    if not whole:
         return device.name
     import json
 
-    ordered = {"offset": None, "driver": device.format, "size": None}
-    ordered.update(shown)  # type: ignore[arg-type]
-    whole: dict[str, Any] = {name: value for name, value in ordered.items() if value is not None}
-    whole["file"] = {"driver": "file", "filename": device.name}
-    return f"json:{json.dumps(whole)}"
+    whole.update(driver=device.format, file={"driver": "file", "filename": device.name})
+    return f"json:{json.dumps({name: whole[name] for name in _SHOWN_ORDER if name in whole})}"
 
 
 def _full_name(image: str, storage: Storage, name: str) -> str | None:

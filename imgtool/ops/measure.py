@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference
@@ -29,10 +30,14 @@ def measure(
     measurer = chosen.load_measurer()
     if measurer is None:
         raise BadOption(f"Format '{chosen.name}' does not support size measurement")
-    checked = chosen.create_options.check(options or {})
+    opening = opener or Opener()
+    # A password is the source's, as in convert.
+    checked = replace(opening.secrets, password=None).fill_in(
+        chosen.create_options, chosen.create_options.check(options or {})
+    )
     checked.pop("size", None)
     if size is not None:
         return measurer(size, checked, None)
     assert source is not None
-    with (opener or Opener()).reference(source) as device:
+    with opening.reference(source) as device:
         return measurer(device.size, checked, device.extents(), device.stored_bitmaps)

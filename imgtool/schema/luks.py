@@ -14,7 +14,8 @@ from imgtool.schema.fields import parse
 
 SECTOR = 512
 KEY_SLOTS = 8
-_ACTIVE = 0x00AC71F3
+ACTIVE = 0x00AC71F3
+INACTIVE = 0x0000DEAD
 
 _KEY_SLOT = Struct(
     "active" / Int32ub,
@@ -41,26 +42,32 @@ HEADER = Struct(
 )
 
 
+def read(header: bytes) -> Any:
+    """Return the fields of a header; raises :class:`CorruptImage` for what is no LUKS 1 header."""
+    fields = parse(HEADER, header, "The LUKS header")
+    if fields.version != 1:
+        raise CorruptImage(f"The LUKS header has the unknown version {fields.version}")
+    return fields
+
+
 def describe(header: bytes, *, inside: str | None = None) -> dict[str, Any]:
     """Return the facts of a LUKS header, named and ordered as qemu-img has them.
 
     ``inside`` is the value of ``format`` where another format holds the volume. Raises
     :class:`CorruptImage` for bytes that are no LUKS 1 header.
     """
-    fields = parse(HEADER, header, "The LUKS header")
-    if fields.version != 1:
-        raise CorruptImage(f"The LUKS header has the unknown version {fields.version}")
+    fields = read(header)
     # "xts-plain64", or "cbc-essiv:sha256": mode, generator of initial vectors, its hash.
-    mode, _, generator = _text(fields.cipher_mode).partition("-")
+    mode, _, generator = text(fields.cipher_mode).partition("-")
     generator, _, generator_hash = generator.partition(":")
     # XTS has two keys.
     bits = fields.key_bytes * 8 // (2 if mode == "xts" else 1)
     facts: dict[str, Any] = {
         "ivgen-alg": generator,
         "detached-header": False,
-        "hash-alg": _text(fields.hash_spec),
-        "cipher-alg": f"{_text(fields.cipher_name)}-{bits}",
-        "uuid": _text(fields.uuid),
+        "hash-alg": text(fields.hash_spec),
+        "cipher-alg": f"{text(fields.cipher_name)}-{bits}",
+        "uuid": text(fields.uuid),
     }
     if generator_hash:
         facts["ivgen-hash-alg"] = generator_hash
@@ -75,7 +82,7 @@ def describe(header: bytes, *, inside: str | None = None) -> dict[str, Any]:
 
 def _slot(slot: Any) -> dict[str, Any]:
     offset = slot.key_material_offset * SECTOR
-    if slot.active != _ACTIVE:
+    if slot.active != ACTIVE:
         return {"active": False, "key-offset": offset}
     return {
         "active": True,
@@ -85,5 +92,6 @@ def _slot(slot: Any) -> dict[str, Any]:
     }
 
 
-def _text(field: bytes) -> str:
+def text(field: bytes) -> str:
+    """Return a text field up to the first NUL."""
     return field.split(b"\0", 1)[0].decode("utf-8", "replace")

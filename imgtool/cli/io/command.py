@@ -17,11 +17,13 @@ from imgtool.cli.common import (
     force_share_option,
     format_option,
     image_opts_option,
+    object_option,
     trust_options,
 )
 from imgtool.cli.io.shell import Session, carry_out
 from imgtool.cli.io.verbs import VERBS
 from imgtool.cli.names import reference
+from imgtool.secrets import Secrets
 
 
 @click.command("io", cls=Command)
@@ -32,6 +34,7 @@ from imgtool.cli.names import reference
 @click.option("-n", "--nocache", is_flag=True, help="The same as -t none.")
 @cache_option("-t", "--cache")
 @force_share_option()
+@object_option()
 @trust_options
 @click.argument("filename", required=False)
 def command(
@@ -42,6 +45,7 @@ def command(
     nocache: bool,
     cache: str,
     force_share: bool,
+    secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,
 ) -> int:
@@ -56,6 +60,7 @@ def command(
         writable=not read_only,
         share=force_share,
         cache="none" if nocache else cache,
+        secrets=secrets,
     )
     with contextlib.ExitStack() as stack:
         session = Session(None)

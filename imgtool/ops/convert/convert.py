@@ -16,9 +16,11 @@ from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
 from imgtool.ops.create import CreatePlan, begin, beside, plan_create
+from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
 _NO_COMPRESSION = "Compression and an external data file cannot be used at the same time"
+_NO_ENCRYPTION = "Compression and encryption not supported at the same time"
 
 
 def convert(
@@ -41,6 +43,7 @@ def convert(
     copy_offload: bool = False,
     check_space: bool = True,
     opener: Opener | None = None,
+    target_secrets: Secrets | None = None,
     target_cache: str = "unsafe",
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
@@ -53,6 +56,8 @@ def convert(
     ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512)
     is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing`` image
     only what differs from it is written. ``progress`` is called with bytes done and bytes in all.
+    The opener's password is the sources'; ``target_secrets`` are for the target, by default those
+    of the opener that have an id.
 
     The target is not touched before the sources have been opened and it is known that it can be
     made. If anything goes wrong, a file that this call brought into being is removed.
@@ -61,6 +66,7 @@ def convert(
     if sparse_size < 0 or sparse_size % 512:
         raise BadOption(f"The sparse size {sparse_size} is not a multiple of 512")
     opening = replace(opener or Opener(), writable=False)
+    making = replace(opening, secrets=target_secrets or replace(opening.secrets, password=None))
     chosen = registry.find(format)
     if compress and "compress" not in chosen.features:
         raise BadOption(f"Compression not supported for this file format ({chosen.name})")
@@ -82,7 +88,7 @@ def convert(
                 backing_file=backing,
                 backing_format=backing_format,
                 options={name: value for name, value in (options or {}).items() if name != "size"},
-                opener=opening,
+                opener=making,
             )
             if compress:
                 _judge_compression(plan, compression_level)
@@ -95,14 +101,18 @@ def convert(
             if check_space and not compress:
                 check_free_space(plan, source, base, allocate=sparse_size == 0)
             image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
-            device, zeroed, finish = image.device, _reads_zero(image.device), image.finish
+            device, finish = image.device, image.finish
+            zeroed = image.reads_zero and _reads_zero(device)
         else:
             device = stack.enter_context(
-                _open_existing(target, format, source.size, opening, target_cache)
+                _open_existing(target, format, source.size, making, target_cache)
             )
             zeroed, finish = False, device.flush
             if compress:
                 _try_compression(device, compression_level)
+        if device.stores_zeros and not target_is_zero:
+            # Every zero is written anyway, so threads may as well do it along with the data.
+            sparse_size = 0
         job = CopyJob(
             source=source,
             target=device,
@@ -174,6 +184,8 @@ def _judge_compression(plan: CreatePlan, level: int | None) -> None:
     """Refuse, before a file is made, what the new image could not compress."""
     if plan.options.get("data_file") is not None:
         raise BadOption(_NO_COMPRESSION, filename=plan.name)
+    if plan.options.get("encrypt.format") is not None or plan.options.get("encryption"):
+        raise BadOption(_NO_ENCRYPTION, filename=plan.name)
     if level is not None:
         codecs.check_level(plan.options.get("compression_type", "zlib"), level)
 
@@ -181,7 +193,8 @@ def _judge_compression(plan: CreatePlan, level: int | None) -> None:
 def _try_compression(device: BlockDevice, level: int | None) -> None:
     """Refuse, before anything is written, what an existing image can't compress."""
     if not device.encoded_size:
-        raise BadOption(_NO_COMPRESSION, filename=device.name)
+        outside = "data-file" in device.children
+        raise BadOption(_NO_COMPRESSION if outside else _NO_ENCRYPTION, filename=device.name)
     device.encode(bytes(device.encoded_size), level)
 
 

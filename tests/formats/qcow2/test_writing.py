@@ -204,13 +204,11 @@ def test_requests_outside(tmp_path: Path) -> None:
         device.reserve(0, 512)
 
 
-def test_dirty_and_corrupt_images_are_not_written_to() -> None:
-    for bits, message in ((1, "dirty"), (2, "corrupt")):
-        builder = ImageBuilder(MiB)
-        builder.header["incompatible_features"] = bits
-        store = MemoryStorage(builder.build())
-        with pytest.raises(ReadOnly, match=message):
-            open_disk(store, "qcow2", writable=True)
+def test_corrupt_images_are_not_written_to() -> None:
+    builder = ImageBuilder(MiB)
+    builder.header["incompatible_features"] = 2
+    with pytest.raises(ReadOnly, match="corrupt"):
+        open_disk(MemoryStorage(builder.build()), "qcow2", writable=True)
 
 
 def test_unknown_autoclear_bits_are_cleared_and_extensions_kept() -> None:

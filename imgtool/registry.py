@@ -91,17 +91,24 @@ def probe_bytes(head: bytes, tail: bytes) -> Format:
 
 def probe(storage: Storage) -> Format:
     """Return the format of the file in ``storage``, judged by its contents."""
-    size = storage.size()
-    head = storage.read_at(0, min(size, PROBE_HEAD))
-    tail_length = min(size, PROBE_TAIL)
-    tail = storage.read_at(size - tail_length, tail_length)
-    return probe_bytes(head, tail)
+    return probe_bytes(*_ends(storage))
 
 
 def expect(storage: Storage, wanted: Format) -> None:
     """Raise :class:`WrongFormat` unless ``storage`` can be an image of the format ``wanted``."""
-    head = storage.read_at(0, min(storage.size(), PROBE_HEAD))
-    tail_length = min(storage.size(), PROBE_TAIL)
-    tail = storage.read_at(storage.size() - tail_length, tail_length)
-    if not wanted.probe(head, tail):
+    # What claims every file need not see any, and can be salvaged from the first sector on.
+    if not wanted.probe(b"", b"") and not wanted.probe(*_ends(storage)):
         raise WrongFormat(f"Image is not in {wanted.name} format", filename=storage.name)
+
+
+def _ends(storage: Storage) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file, as a probe is shown them."""
+    size = storage.size()
+    head = storage.read_at(0, min(size, PROBE_HEAD))
+    length = min(size, PROBE_TAIL)
+    try:
+        tail = storage.read_at(size - length, length)
+    except OSError:
+        # A bad sector there is no signature, and says nothing against one at the head.
+        tail = b""
+    return head, tail

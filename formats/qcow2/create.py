@@ -70,6 +70,10 @@ def create(
     # The header is cluster 0; refcount table, first refcount blocks and L1 table follow.
     l1_index = allocator.take_region(1 + table_clusters, l1_clusters, before=1 + table_clusters)
     l1_offset = l1_index << geometry.cluster_bits
+    tables_end = l1_offset + align_up(header.l1_size * 8, 512)
+    if storage.size():
+        # A block device has an old image's header, and old bytes where tables are empty.
+        storage.write_zeroes(0, tables_end)
     header = header.with_l1_table_at(l1_offset)
     contents = data if data is not None else storage
     if chosen.encryption is not None:
@@ -94,7 +98,7 @@ def create(
     )
     try:
         # Tables end where a sector does; a hole in the file reads as the zeros they hold.
-        storage.truncate(max(storage.size(), l1_offset + align_up(header.l1_size * 8, 512)))
+        storage.truncate(max(storage.size(), tables_end))
         if data is not None:
             data.truncate(chosen.size)
         if chosen.preallocates_metadata:

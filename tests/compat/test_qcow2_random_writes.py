@@ -121,6 +121,7 @@ class Bench:
         self.case = case
         self.path = folder / "image.qcow2"
         self.snapshots: list[OracleDisk] = []
+        self._compressed = False
         below = None
         if case.backing is not None:
             below = OracleDisk(case.backing)
@@ -230,7 +231,8 @@ class Bench:
         self.oracle.discard(offset, length)
 
     def _bulk(self, device: BlockDevice, offset: int, length: int, seed: int) -> None:
-        alignment = device.limits.alignment
+        # Parts of clusters may be reserved in a new image, unless these are compressed already.
+        alignment = self.case.cluster if self._compressed else device.limits.alignment
         start = offset // alignment * alignment
         end = min(-(-(offset + length) // alignment) * alignment, device.size)
         data = self._noise(end - start, seed)
@@ -256,6 +258,7 @@ class Bench:
             count = min(size, device.size - start)
             encoded = device.encode(data[:count].ljust(size, b"\0"))
             assert encoded is not None
+            self._compressed = True
             device.write_encoded(start, encoded)
             self.oracle.write(start, data[:count])
 

@@ -140,6 +140,8 @@ def convert(
     salvage: bool = False,
     rate_limit: int | None = None,
     copy_offload: bool = False,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
     check_space: bool = True,
     password: Password = None,
     target_password: Password = None,
@@ -160,7 +162,9 @@ def convert(
     With ``create`` false the target is an image that exists, and its contents are overwritten;
     ``target_is_zero`` then says that they read as zeros. Over a ``backing_file`` only what differs
     from it is written. ``rate_limit`` is in bytes a second. ``salvage`` reads what can't be read
-    as zeros, and tells ``warn``. ``progress`` is called with the bytes done and the bytes in all.
+    as zeros, and tells ``warn``. ``bitmaps`` copies the persistent bitmaps as well: all of them, or
+    with ``skip_broken_bitmaps`` those that can be relied on. ``progress`` is called with the bytes
+    done and the bytes in all.
 
     ``password`` unlocks the sources; with ``target_password`` the target is encrypted, or unlocked
     if it exists.
@@ -188,6 +192,8 @@ def convert(
         salvage=salvage,
         rate_limit=rate_limit,
         copy_offload=copy_offload,
+        bitmaps=bitmaps,
+        skip_broken_bitmaps=skip_broken_bitmaps,
         check_space=check_space,
         opener=_opener(policy, share=share, cache=cache, password=password),
         target_secrets=Secrets(password=_secret(target_password)),
@@ -406,6 +412,7 @@ def compact(
     format: str | None = None,
     compress: bool | None = None,
     policy: OpenPolicy | None = None,
+    password: Password = None,
     progress: Progress | None = None,
 ) -> Compaction:
     """Give the host back what an image holds that is zeros, unused or lost; return the figures.
@@ -418,9 +425,13 @@ def compact(
 
     image = _reference(source, format, {})
     if target is None:
-        return compact(image, opener=_opener(policy), progress=progress)
+        return compact(image, opener=_opener(policy, password=password), progress=progress)
     return compact_into(
-        image, os.fspath(target), compress=compress, opener=_opener(policy), progress=progress
+        image,
+        os.fspath(target),
+        compress=compress,
+        opener=_opener(policy, password=password),
+        progress=progress,
     )
 
 

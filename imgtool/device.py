@@ -33,10 +33,16 @@ class Limits(NamedTuple):
 
 
 class StoredBitmap(NamedTuple):
-    """A bitmap of changes that an image keeps. One bit stands for ``granularity`` bytes."""
+    """A bitmap of changes that an image keeps. One bit stands for ``granularity`` bytes.
+
+    It is ``enabled`` if it follows writes, and ``inconsistent`` if it was not stored properly, so
+    that all that can be done is to remove it.
+    """
 
     name: str
     granularity: int
+    enabled: bool = True
+    inconsistent: bool = False
 
 
 class BlockDevice(abc.ABC):

@@ -15,7 +15,7 @@ from imgtool.extent import Extent
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
-from imgtool.formats.qcow2.schema import Compatible, Compression, Crypt
+from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Compression, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import MappedDevice
@@ -110,7 +110,15 @@ class Qcow2Device(MappedDevice):
     def stored_bitmaps(self) -> list[StoredBitmap] | None:
         if self.header.version < 3:
             return None
-        return [StoredBitmap(bitmap.name, bitmap.granularity) for bitmap in self.bitmaps]
+        return [
+            StoredBitmap(
+                bitmap.name,
+                bitmap.granularity,
+                enabled=bool(bitmap.flags & BitmapFlag.AUTO),
+                inconsistent=bool(bitmap.flags & BitmapFlag.IN_USE),
+            )
+            for bitmap in self.bitmaps
+        ]
 
     def bitmap_ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """The dirty ranges of the bitmap called ``name``, as ``(offset, length)`` in bytes.

@@ -464,10 +464,10 @@ class WritableQcow2(Qcow2Device):
             return
         # Nothing changes for the guest, so bitmaps are not told.
         with self._changing():
-            start = align_up(offset, geometry.cluster_size)
-            end = offset + length
-            end = align_down(end, geometry.cluster_size) if end < self._size else end
-            self._zero_clusters(start, end, True)
+            start, end = align_up(offset, geometry.cluster_size), offset + length
+            # The last cluster counts as whole if the disk ends in it.
+            rounded = align_down if end < self._size else align_up
+            self._zero_clusters(start, rounded(end, geometry.cluster_size), True)
 
     def trim(self) -> None:
         from imgtool.formats.qcow2.reclaiming import trim

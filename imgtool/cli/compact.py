@@ -10,6 +10,7 @@ from imgtool.cli.common import (
     cache_option,
     format_option,
     image_opts_option,
+    object_option,
     output_option,
     progress_options,
     quiet_option,
@@ -19,6 +20,7 @@ from imgtool.cli.errors import printable
 from imgtool.cli.names import reference
 from imgtool.cli.render import to_json
 from imgtool.errors import BadOption
+from imgtool.secrets import Secrets
 from imgtool.units import format_size
 
 
@@ -36,6 +38,7 @@ from imgtool.units import format_size
 )
 @click.option("-c", "--compress", is_flag=True, help="Compress the new image (needs -o).")
 @output_option()
+@object_option()
 @trust_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
@@ -47,6 +50,7 @@ def command(
     into: str | None,
     compress: bool,
     output: str,
+    secrets: Secrets,
     policy: OpenPolicy,
     filenames: tuple[str, ...],
 ) -> int:
@@ -63,7 +67,7 @@ def command(
     if compress and into is None:
         raise BadOption("-c requires use of -o: in place nothing is compressed")
     image = reference(filenames[0], format=format, image_opts=image_opts, writable=into is None)
-    opener = Opener(policy=policy, cache=cache)
+    opener = Opener(policy=policy, cache=cache, secrets=secrets)
     with shown(None if quiet else progress) as report:
         if into is None:
             found = compact(image, opener=opener, progress=report)

@@ -119,6 +119,12 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
     expose_value=False,
     help="Accepted for qemu-img's sake: writes need no order here.",
 )
+@click.option("--bitmaps", is_flag=True, help="Copy the persistent bitmaps as well.")
+@click.option(
+    "--skip-broken-bitmaps",
+    is_flag=True,
+    help="Leave out bitmaps that were not stored properly (needs --bitmaps).",
+)
 @click.option("--no-space-check", is_flag=True, help="Begin even if the disk seems too small.")
 @object_option()
 @trust_options
@@ -146,6 +152,8 @@ def command(
     parallel: int | None,
     offload: bool,
     salvage: bool,
+    bitmaps: bool,
+    skip_broken_bitmaps: bool,
     no_space_check: bool,
     secrets: Secrets,
     policy: OpenPolicy,
@@ -192,6 +200,8 @@ def command(
                 salvage=salvage,
                 rate_limit=rate,
                 copy_offload=offload,
+                bitmaps=bitmaps,
+                skip_broken_bitmaps=skip_broken_bitmaps,
                 check_space=not no_space_check,
                 opener=Opener(
                     secrets=secrets, policy=policy, share=force_share, cache=source_cache
@@ -231,6 +241,9 @@ def _refuse_conflicts(chosen: Mapping[str, Any], options: Mapping[str, str]) -> 
         ),
         "Use of backing file requires explicit backing format": backed and not backed_format,
         "Backing format cannot be used without backing file": backed_format and not backed,
+        "Use of --skip-broken-bitmaps requires --bitmaps": (
+            chosen["skip_broken_bitmaps"] and not chosen["bitmaps"]
+        ),
         "--compression-level requires use of -c flag": (
             chosen["compression_level"] is not None and not chosen["compress"]
         ),

@@ -62,7 +62,7 @@ def compact(
     whole image behind, so it may be interrupted at any time.
     """
     opener = opener or Opener()
-    _refuse_damage(reference, opener)
+    _judge(reference, opener)
     with replace(opener, writable=True).reference(reference) as device:
         before = _footprint(device)
         _give_back_zeros(device, progress)
@@ -95,7 +95,7 @@ def compact_into(
         if backing is not None and not os.path.isabs(backing):
             own, new = (os.path.realpath(os.path.dirname(p)) for p in (device.name, target))
             backing = backing if own == new else os.path.join(own, backing)
-        form = device.format
+        form, bitmaps = device.format, bool(device.stored_bitmaps)
     with _replacing(target) as path:
         convert(
             [replace(reference, format=form)],
@@ -105,6 +105,7 @@ def compact_into(
             compress=compress,
             backing=backing,
             backing_format=backing_format,
+            bitmaps=bitmaps,
             opener=opener,
             target_cache="writeback",
             progress=progress,
@@ -114,7 +115,8 @@ def compact_into(
     return Compaction(before, after)
 
 
-def _refuse_damage(reference: Reference, opener: Opener) -> None:
+def _judge(reference: Reference, opener: Opener) -> None:
+    """Refuse an image that is damaged, and let go of clusters that are lost."""
     chosen = reference.format
     with replace(opener, follow=False, writable=False).reference(reference) as device:
         chosen = device.format
@@ -125,6 +127,8 @@ def _refuse_damage(reference: Reference, opener: Opener) -> None:
         raise CorruptImage("It is damaged, and is compacted only once it is repaired").in_file(
             found.filename
         )
+    if found.leaks:
+        check(reference, opener=opener, repair="leaks")
 
 
 def _footprint(device: BlockDevice) -> Footprint:
@@ -212,11 +216,6 @@ def _likeness(device: BlockDevice) -> tuple[dict[str, object], str | None, str |
     if device.stored_snapshots:
         raise BadOption(
             "A new image would lack its internal snapshots: compact it in place",
-            filename=device.name,
-        )
-    if device.stored_bitmaps:
-        raise BadOption(
-            "A new image would lack its persistent bitmaps: compact it in place",
             filename=device.name,
         )
     if "data-file" in device.children:

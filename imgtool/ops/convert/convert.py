@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from imgtool import codecs, registry
 from imgtool.chain import Opener, Reference
-from imgtool.device import BlockDevice
+from imgtool.device import BlockDevice, StoredBitmap
 from imgtool.errors import BadOption, ImageError
 from imgtool.names import file_path
+from imgtool.ops.bitmap import bitmaps_of
 from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
@@ -41,6 +42,8 @@ def convert(
     salvage: bool = False,
     rate_limit: int | None = None,
     copy_offload: bool = False,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
     check_space: bool = True,
     opener: Opener | None = None,
     target_secrets: Secrets | None = None,
@@ -56,6 +59,8 @@ def convert(
     ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512)
     is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing`` image
     only what differs from it is written. ``progress`` is called with bytes done and bytes in all.
+    ``bitmaps`` copies the persistent bitmaps of the one source as well; those that were not stored
+    properly are refused, or left out with ``skip_broken_bitmaps``.
     The opener's password is the sources'; ``target_secrets`` are for the target, by default those
     of the opener that have an id.
 
@@ -75,6 +80,7 @@ def convert(
 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_sources(sources, opening))
+        copied = _judge_bitmaps(source, skip_broken_bitmaps, warn or _ignore) if bitmaps else ()
         if part is not None:
             source = part(source)
         base = None
@@ -110,6 +116,8 @@ def convert(
             zeroed, finish = False, device.flush
             if compress:
                 _try_compression(device, compression_level)
+        if bitmaps:
+            _refuse_bitmaps(device, copied)
         if device.stores_zeros and not target_is_zero:
             # Every zero is written anyway, so threads may as well do it along with the data.
             sparse_size = 0
@@ -129,7 +137,53 @@ def convert(
             warn=warn or _ignore,
         )
         CopyEngine(job).run()
+        if copied:
+            _copy_bitmaps(source, device, copied)
         finish()
+
+
+def _judge_bitmaps(
+    source: BlockDevice, skip_broken: bool, warn: Callable[[str], None]
+) -> list[StoredBitmap]:
+    """The bitmaps that are to be copied."""
+    if isinstance(source, ConcatDevice):
+        raise BadOption("Copying bitmaps only possible with single source")
+    stored = source.stored_bitmaps
+    if stored is None:
+        raise BadOption("Source lacks bitmap support", filename=source.name)
+    for bitmap in stored:
+        if bitmap.inconsistent and not skip_broken:
+            raise ImageError(
+                f"Cannot copy inconsistent bitmap '{bitmap.name}': leave it out with "
+                "--skip-broken-bitmaps, or use 'imgtool bitmap --remove' to delete it",
+                filename=source.name,
+            )
+        if bitmap.inconsistent:
+            warn(f"Skipping inconsistent bitmap '{bitmap.name}'")
+    return [bitmap for bitmap in stored if not bitmap.inconsistent]
+
+
+def _refuse_bitmaps(device: BlockDevice, copied: Sequence[StoredBitmap]) -> None:
+    """Raise unless ``device`` can take these bitmaps."""
+    if device.stored_bitmaps is None:
+        raise BadOption(
+            f"Format driver '{device.format}' does not support bitmaps", filename=device.name
+        )
+    there = {bitmap.name for bitmap in device.stored_bitmaps}
+    for bitmap in copied:
+        if bitmap.name in there:
+            raise BadOption(
+                f"Failed to create bitmap {bitmap.name}: Bitmap already exists: {bitmap.name}",
+                filename=device.name,
+            )
+
+
+def _copy_bitmaps(source: BlockDevice, device: BlockDevice, copied: Sequence[StoredBitmap]) -> None:
+    ours, theirs = bitmaps_of(device), bitmaps_of(source)
+    for bitmap in copied:
+        ours.add(bitmap.name, bitmap.granularity)
+        ours.merge(bitmap.name, theirs.ranges(bitmap.name))
+        ours.enable(bitmap.name, bitmap.enabled)
 
 
 def _open_existing(

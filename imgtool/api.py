@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from imgtool.extent import Extent
     from imgtool.format import Measurement
     from imgtool.ops.check import CheckReport
+    from imgtool.ops.compact import Compaction
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
@@ -202,17 +203,28 @@ def check(
     format: str | None = None,
     share: bool = False,
     report: Callable[[str], None] | None = None,
+    repair: str | None = None,
+    dry_run: bool = False,
     **options: object,
 ) -> CheckReport:
     """Check an image's metadata, and return what was found. No file but its own is opened.
 
     ``report`` is told each finding as it is made; without it the first thousand are kept in the
-    report's ``messages``. Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
+    report's ``messages``. ``repair`` is ``"leaks"`` or ``"all"``: then the report's counts are what
+    is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired. With ``dry_run``
+    nothing is written, the counts are what there is, and the others what would be repaired.
+    Raises :class:`~imgtool.ops.check.NoChecks` for formats such as raw.
     """
     from imgtool.ops.check import check
 
     opener = _opener(None, share=share)
-    return check(_reference(source, format, options), opener=opener, report=report)
+    return check(
+        _reference(source, format, options),
+        opener=opener,
+        report=report,
+        repair=repair,
+        dry_run=dry_run,
+    )
 
 
 def compare(
@@ -384,6 +396,31 @@ def commit(
         rate_limit=rate_limit,
         opener=_opener(policy, cache=cache, password=password),
         progress=progress,
+    )
+
+
+def compact(
+    source: Image,
+    target: str | os.PathLike[str] | None = None,
+    *,
+    format: str | None = None,
+    compress: bool | None = None,
+    policy: OpenPolicy | None = None,
+    progress: Progress | None = None,
+) -> Compaction:
+    """Give the host back what an image holds that is zeros, unused or lost; return the figures.
+
+    Without ``target`` that happens in place, and may be interrupted at any time. With it a new
+    image like this one is written, which then takes the place of ``target``, in one step; there
+    ``compress`` is by default whether any of the image is compressed.
+    """
+    from imgtool.ops.compact import compact, compact_into
+
+    image = _reference(source, format, {})
+    if target is None:
+        return compact(image, opener=_opener(policy), progress=progress)
+    return compact_into(
+        image, os.fspath(target), compress=compress, opener=_opener(policy), progress=progress
     )
 
 

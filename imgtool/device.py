@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import BadOption, ImageError, OutOfRange, ReadOnly
-from imgtool.extent import Extent, coalesce
+from imgtool.extent import Extent, Kind, coalesce
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -204,6 +204,33 @@ class BlockDevice(abc.ABC):
     def make_empty(self) -> None:
         """Let go of all that the image itself holds, so that only its backing image shows."""
         raise self._cannot("be emptied")
+
+    # Giving back host storage
+
+    def reclaimable(self) -> Iterator[Extent]:
+        """The DATA extents, in order, that :meth:`reclaim` could give back if they are zeros."""
+        for extent in () if self.stores_zeros else self.extents():
+            if extent.kind is Kind.DATA and not extent.depth:
+                yield extent
+
+    def reclaim(self, offset: int, length: int) -> None:
+        """Give back the host storage of a range that is known to read as zeros."""
+        self.write_zeroes(offset, length, unmap=True)
+
+    def trim(self) -> None:
+        """Give back what the image's file keeps for nothing.
+
+        It must have been checked before: what is not counted as used is given back.
+        """
+        self.flush()
+
+    @property
+    def creation_options(self) -> Mapping[str, object]:
+        """The options, as the format's table has them, that make another image like this one.
+
+        Those that name files are not among them.
+        """
+        return {}
 
     # Internal snapshots
 

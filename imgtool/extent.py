@@ -82,7 +82,8 @@ class Extent(NamedTuple):
     def joins(self, following: Extent) -> bool:
         """Whether ``following`` continues this extent, in the disk and in the host file alike."""
         if (
-            self.kind is not following.kind
+            self.offset + self.length != following.offset
+            or self.kind is not following.kind
             or self.depth != following.depth
             or self.hole != following.hole
             or self.storage is not following.storage
@@ -96,7 +97,7 @@ class Extent(NamedTuple):
 
 
 def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Join neighbours of which the same is true."""
+    """Join neighbours of which the same is true; there may be gaps between extents."""
     pending: Extent | None = None
     for extent in extents:
         if pending is None:

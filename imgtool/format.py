@@ -36,7 +36,8 @@ class CheckResult:
     """What a check found. Counts are clusters, offsets bytes.
 
     ``messages`` are the first findings, one line each, in the order in which they were made;
-    ``untold`` is how many more there were than could be listed or reported.
+    ``untold`` is how many more there were than could be listed or reported. After a repair the
+    counts are what is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired.
     """
 
     corruptions: int = 0
@@ -49,6 +50,8 @@ class CheckResult:
     image_end_offset: int = 0
     messages: list[str] = field(default_factory=list)
     untold: int = 0
+    leaks_fixed: int = 0
+    corruptions_fixed: int = 0
 
 
 class Check(Protocol):
@@ -60,6 +63,26 @@ class Check(Protocol):
 
     def __call__(
         self, device: BlockDevice, report: Callable[[str], None] | None = None
+    ) -> CheckResult: ...
+
+
+class Repair(Protocol):
+    """Repairs the image in ``storage``, of which nothing but its own file is read or written.
+
+    ``what`` is ``leaks`` (space that is lost, and nothing else) or ``all``. ``report`` is told what
+    is found and done. Nothing that could be read before reads differently afterwards, and a repair
+    that is cut short can be begun anew. With ``dry_run`` nothing is written, and the result says
+    what there is, and how much of it would be repaired. Raises :class:`~imgtool.errors.ImageError`
+    for what cannot be repaired.
+    """
+
+    def __call__(
+        self,
+        storage: Storage,
+        what: str,
+        report: Callable[[str], None] | None = None,
+        *,
+        dry_run: bool = False,
     ) -> CheckResult: ...
 
 
@@ -203,10 +226,10 @@ class Format:
 
     ``probe(head, tail)`` scores from 0 (certainly not) to 100 (certainly) how likely a file is to
     be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
-    ``checker``, ``measurer`` and ``describer`` name functions as ``module:function``; an empty one
-    says that the format lacks the operation. ``features`` lists what the driver can do: ``create``,
-    ``write``, ``encrypt``, ``resize``, ``backing``, ``compress``, ``snapshots``, ``bitmaps``,
-    ``zero-clusters``, ``data-file``.
+    ``checker``, ``repairer``, ``measurer`` and ``describer`` name functions as
+    ``module:function``; an empty one says that the format lacks the operation. ``features`` lists
+    what the driver can do: ``create``, ``write``, ``encrypt``, ``resize``, ``backing``,
+    ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``, ``data-file``.
     """
 
     name: str
@@ -216,6 +239,7 @@ class Format:
     creator: str = ""
     judge: str = ""
     checker: str = ""
+    repairer: str = ""
     measurer: str = ""
     describer: str = ""
     bitmapper: str = ""
@@ -245,6 +269,10 @@ class Format:
     def load_checker(self) -> Check | None:
         """Import the function that checks an open image, or None if the format has no checks."""
         return cast("Check", _load(self.checker)) if self.checker else None
+
+    def load_repairer(self) -> Repair | None:
+        """Import the function that repairs an image, or None if the format has none."""
+        return cast("Repair", _load(self.repairer)) if self.repairer else None
 
     def load_measurer(self) -> Measure | None:
         """Import the function that predicts file sizes, or None if the format has none."""

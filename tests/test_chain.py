@@ -17,7 +17,7 @@ from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError, NotPermitted, ReadOnly
 from imgtool.ops.info import info
 from imgtool.storage.memory import MemoryStorage
-from tests.kit.disks import ANY, CONFINED, NONE, open_disk
+from tests.kit.disks import ANY, CONFINED, NONE, check_extents, check_reads, open_disk
 from tests.kit.limits import within_limits
 from tests.kit.qcow2 import DATA_FILE, ImageBuilder
 
@@ -464,8 +464,5 @@ def test_backing_file_of_another_size(tmp_path: Path, size: int) -> None:
     with open_disk(overlay(tmp_path / "disk.qcow2", "base.raw", own=2)) as device:
         expected = bytearray((b"\x55" * size)[:SIZE].ljust(SIZE, b"\0"))
         expected[2 << 16 : 3 << 16] = b"\3" * 65536
-        assert device.read_at(0, SIZE) == expected
-        assert sum(extent.length for extent in device.extents()) == SIZE
-        for extent in device.extents():
-            if extent.reads_zero:
-                assert not any(expected[extent.offset : extent.end])
+        check_reads(device, bytes(expected))
+        check_extents(device, bytes(expected))

@@ -19,6 +19,7 @@ FORMAT = Format(
     creator="imgtool.formats.qcow2.create:create",
     judge="imgtool.formats.qcow2.create:judge",
     checker="imgtool.formats.qcow2.check:check",
+    repairer="imgtool.formats.qcow2.repair:repair",
     measurer="imgtool.formats.qcow2.measure:measure",
     amender="imgtool.formats.qcow2.amend:amend",
     bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",

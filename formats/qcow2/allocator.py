@@ -237,6 +237,35 @@ class Allocator:
                 found[here] = counts[indexes[here] - np.uint64(number * per_block)]
         return found
 
+    def drop_empty_blocks(self) -> list[int]:
+        """Take the refcount blocks out of the table that count nothing but themselves.
+
+        Nothing may be waiting to be written. Returns the host offsets of those that another block
+        counts: they are the caller's to free, once the table is durable.
+        """
+        from imgtool.formats.qcow2.refcounts import unpack_block
+
+        per_block = self._geometry.refcount_block_entries
+        elsewhere: list[int] = []
+        for number in range(len(self.table)):
+            block = self._block(number)
+            if block is None:
+                continue
+            offset = self.table[number] & REFCOUNT_OFFSET_MASK
+            index = offset >> self._geometry.cluster_bits
+            counted = unpack_block(block.data, self._geometry.refcount_order).nonzero()[0].tolist()
+            if counted == [index - number * per_block]:
+                self._freed(index, 1)
+            elif not counted:
+                elsewhere.append(offset)
+            else:
+                self._trim()
+                continue
+            self.table[number] = 0
+            self._dirty_table.add(number)
+            del self._blocks[number]
+        return elsewhere
+
     # Writing back, in the two steps that must not be swapped
 
     def write_blocks(self) -> bool:

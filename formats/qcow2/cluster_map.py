@@ -11,6 +11,7 @@ from array import array
 
 from imgtool.extent import Extent
 from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.l2 import unaligned
 from imgtool.formats.qcow2.metadata import Metadata
 from imgtool.formats.qcow2.schema import (
     COMPRESSED,
@@ -60,9 +61,7 @@ class ClusterMap:
     def kept_host(self, offset: int) -> int | None:
         """The host cluster that is this disk's alone and may be overwritten in place."""
         entry, _ = self.entry(offset)
-        if entry & COMPRESSED or not entry & COPIED:
-            return None
-        return entry & L2_OFFSET_MASK
+        return self._own_host(entry)
 
     def first_kept(self, offset: int, end: int) -> int:
         """The first cluster boundary behind ``offset`` whose cluster is kept, at most ``end``.
@@ -80,7 +79,7 @@ class ClusterMap:
         # Most often nothing is mapped there yet.
         if any(entries):
             for index, entry in enumerate(entries, first):
-                if entry & COPIED and not entry & COMPRESSED:
+                if self._own_host(entry) is not None:
                     return base + (index << geometry.cluster_bits)
         return end
 
@@ -88,7 +87,8 @@ class ClusterMap:
         """The host offset at which ``offset`` can be overwritten and is seen at once, if any."""
         entry, bitmap = self.entry(offset)
         geometry = self._header.geometry
-        if entry & COMPRESSED or not entry & COPIED:
+        host = self._own_host(entry)
+        if host is None:
             return None
         if geometry.extended_l2:
             subcluster = offset % geometry.cluster_size // geometry.subcluster_size
@@ -96,12 +96,26 @@ class ClusterMap:
                 return None
         elif entry & ZERO_FLAG:
             return None
-        return (entry & L2_OFFSET_MASK) + offset % geometry.cluster_size
+        return host + offset % geometry.cluster_size
 
     def moves_whole(self, offset: int) -> bool:
         """Whether writing at ``offset`` gives its cluster a new place, and all must be copied."""
         entry, _ = self.entry(offset)
         return bool(entry) and (bool(entry & COMPRESSED) or not entry & COPIED)
+
+    def _own_host(self, entry: int) -> int | None:
+        """The host cluster that an L2 entry has for itself, if it has one."""
+        if entry & COMPRESSED or not entry & COPIED:
+            return None
+        host = self._host(entry)
+        # Offset 0 is the header's, except in an external data file.
+        return host if host or self._external else None
+
+    def _host(self, entry: int) -> int:
+        host = entry & L2_OFFSET_MASK
+        if host & (self._header.geometry.cluster_size - 1):
+            raise unaligned(host)
+        return host
 
     # Changing
 
@@ -113,59 +127,69 @@ class ClusterMap:
         geometry = self._header.geometry
         table = self._metadata.l2_table(offset // geometry.l2_coverage)
         first = (offset % geometry.l2_coverage) >> geometry.cluster_bits
+        places = slice(2 * first, 2 * (first + count), 2)
+        hosts = self._entries(host, count)
         with self.lock:
-            for position in range(count):
-                index = 2 * (first + position)
-                if not table[index]:
-                    table[index] = (host + (position << geometry.cluster_bits)) | COPIED
+            old = table[places]
+            if any(old):
+                hosts = array("Q", (mine or new for mine, new in zip(old, hosts, strict=True)))
+            table[places] = hosts
+
+    def _entries(self, host: int, count: int) -> array[int]:
+        """The L2 entries of ``count`` host clusters that lie together and are this disk's alone."""
+        step = self._header.geometry.cluster_size
+        return array("Q", range(host | COPIED, (host | COPIED) + count * step, step))
 
     def link(self, extent: Extent) -> None:
         """Map the guest range of ``extent`` to its host range; let go of what it replaces."""
-        if self._header.geometry.extended_l2:
-            self._link_subclusters(extent)
-        else:
-            self._link_clusters(extent)
-
-    def _link_clusters(self, extent: Extent) -> None:
         geometry = self._header.geometry
         assert extent.host_offset is not None
-        step = geometry.cluster_size
-        offset, host = extent.offset, extent.host_offset
-        while offset < extent.end:
-            table_end = align_down(offset, geometry.l2_coverage) + geometry.l2_coverage
-            stop = min(extent.end, table_end)
-            table = self._metadata.l2_table(offset // geometry.l2_coverage)
-            first = (offset % geometry.l2_coverage) >> geometry.cluster_bits
-            count = geometry.clusters(stop - offset)
-            new = array("Q", range(host | COPIED, (host | COPIED) + count * step, step))
-            with self.lock:
-                old = table[first : first + count]
-                table[first : first + count] = new
-            if any(old):
-                for position, entry in enumerate(old):
-                    self.release(entry, unless=host + position * step)
+        offset, host, end = extent.offset, extent.host_offset, extent.end
+        size = geometry.cluster_size
+        while offset < end:
+            stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
+            if geometry.extended_l2 and (offset % size or stop - offset < size):
+                stop = min(stop, align_down(offset, size) + size)
+                self._link_subclusters(offset, stop, host)
+            elif geometry.extended_l2:
+                stop = align_down(stop, size)
+                self._link_clusters(offset, host, (stop - offset) // size)
+            else:
+                self._link_clusters(offset, host, geometry.clusters(stop - offset))
             host += stop - offset
             offset = stop
 
-    def _link_subclusters(self, extent: Extent) -> None:
+    def _link_clusters(self, offset: int, host: int, count: int) -> None:
+        """Link whole clusters that one L2 table maps."""
         geometry = self._header.geometry
-        assert extent.host_offset is not None
-        offset = extent.offset
-        while offset < extent.end:
-            cluster = align_down(offset, geometry.cluster_size)
-            stop = min(extent.end, cluster + geometry.cluster_size)
-            host = extent.host_offset + (cluster - extent.offset)
-            bits = self._bits(offset - cluster, stop - cluster)
-            table = self._metadata.l2_table(offset // geometry.l2_coverage)
-            index = 2 * ((cluster % geometry.l2_coverage) >> geometry.cluster_bits)
-            with self.lock:
-                old, bitmap = table[index], table[index + 1]
-                if old & COMPRESSED:
-                    bitmap = 0
-                table[index] = host | COPIED
-                table[index + 1] = (bitmap | bits) & ~(bits << SUBCLUSTERS)
-            self.release(old, unless=host)
-            offset = stop
+        table = self._metadata.l2_table(offset // geometry.l2_coverage)
+        step = geometry.l2_entry_size // 8
+        first = (offset % geometry.l2_coverage >> geometry.cluster_bits) * step
+        places = slice(first, first + count * step, step)
+        new = self._entries(host, count)
+        with self.lock:
+            old = table[places]
+            table[places] = new
+            if geometry.extended_l2:
+                table[first + 1 : first + 1 + count * step : step] = array("Q", [_ALL]) * count
+        if old != new and any(old):
+            for position, entry in enumerate(old):
+                self.release(entry, unless=host + position * geometry.cluster_size)
+
+    def _link_subclusters(self, offset: int, end: int, host: int) -> None:
+        """Link a part of one cluster; ``host`` is the host offset of ``offset``."""
+        geometry = self._header.geometry
+        start = offset % geometry.cluster_size
+        bits = self._bits(start, start + end - offset)
+        table = self._metadata.l2_table(offset // geometry.l2_coverage)
+        index = 2 * (offset % geometry.l2_coverage >> geometry.cluster_bits)
+        with self.lock:
+            old, bitmap = table[index], table[index + 1]
+            if old & COMPRESSED:
+                bitmap = 0
+            table[index] = (host - start) | COPIED
+            table[index + 1] = (bitmap | bits) & ~(bits << SUBCLUSTERS)
+        self.release(old, unless=host - start)
 
     def link_compressed(self, offset: int, host: int, length: int) -> None:
         """Map the guest cluster at ``offset`` to ``length`` compressed bytes at ``host``."""
@@ -182,18 +206,27 @@ class ClusterMap:
             table[index] = COMPRESSED | sectors << shift | host
         self.release(old)
 
-    def make_zero(self, cluster: int, *, unmap: bool) -> None:
-        """Make a guest cluster read as zeros; needs version 3, and no extended L2 entries."""
+    def make_zero(self, offset: int, end: int, *, unmap: bool, backed: bool) -> None:
+        """Make whole guest clusters, all mapped by one L2 table, read as zeros.
+
+        ``backed`` says that something shows where nothing is mapped; then version 3 is needed.
+        """
+        from imgtool.formats.qcow2.zeroing import Zeroing, host_runs
+
         geometry = self._header.geometry
-        table = self._metadata.l2_table(cluster // geometry.l2_coverage)
-        index = (cluster % geometry.l2_coverage) >> geometry.cluster_bits
+        flag = self._header.version >= 3
+        assert flag or not backed
+        zeroing = Zeroing(geometry.extended_l2, flag, unmap, self._external, backed)
+        table = self._metadata.l2_table(offset // geometry.l2_coverage)
+        first = offset % geometry.l2_coverage >> geometry.cluster_bits
         with self.lock:
-            entry = table[index]
-            if entry & COPIED and not entry & COMPRESSED and (not unmap or self._external):
-                table[index] = entry | ZERO_FLAG
-                return
-            table[index] = ZERO_FLAG
-        self.release(entry, discard=unmap)
+            gone = zeroing.zero(table, first, geometry.clusters(end - offset))
+        compressed = gone & COMPRESSED != 0
+        for entry in gone[compressed].tolist():
+            self.release(entry, discard=unmap)
+        if not self._external:
+            for host, count in host_runs(gone[~compressed], geometry.cluster_bits):
+                self._metadata.free_later(host, count, discard=unmap)
 
     def unallocate(self, cluster: int) -> None:
         """Leave a guest cluster to what is below."""
@@ -208,27 +241,15 @@ class ClusterMap:
             table[index] = 0
         self.release(entry, discard=True)
 
-    def make_subclusters_zero(self, cluster: int, start: int, end: int, *, unmap: bool) -> None:
-        """Make the bytes from ``start`` to ``end`` of an uncompressed guest cluster zeros.
-
-        ``start`` and ``end`` are multiples of the subcluster size, or of the cluster's end.
-        """
+    def make_subclusters_zero(self, offset: int, end: int) -> None:
+        """Make a part of one uncompressed guest cluster zeros; its host cluster stays."""
         geometry = self._header.geometry
-        bits = self._bits(start, end)
-        table = self._metadata.l2_table(cluster // geometry.l2_coverage)
-        index = 2 * ((cluster % geometry.l2_coverage) >> geometry.cluster_bits)
+        start = offset % geometry.cluster_size
+        bits = self._bits(start, start + end - offset)
+        table = self._metadata.l2_table(offset // geometry.l2_coverage)
+        index = 2 * (offset % geometry.l2_coverage >> geometry.cluster_bits)
         with self.lock:
-            entry, bitmap = table[index], table[index + 1]
-            whole = bits == _ALL and (unmap or not entry & COPIED)
-            keep = not whole or (self._external and not entry & COMPRESSED)
-            if whole:
-                table[index + 1] = _ALL << SUBCLUSTERS
-            else:
-                table[index + 1] = (bitmap | bits << SUBCLUSTERS) & ~bits
-            if not keep:
-                table[index] = 0
-        if not keep:
-            self.release(entry, discard=unmap)
+            table[index + 1] = (table[index + 1] | bits << SUBCLUSTERS) & ~bits
 
     def release(self, entry: int, *, unless: int | None = None, discard: bool = False) -> None:
         """Let go of what an L2 entry referenced, if that is not the cluster at ``unless``."""
@@ -239,7 +260,7 @@ class ClusterMap:
             clusters = geometry.clusters(host + length - first)
             self._metadata.free_later(first, clusters, discard=discard)
         elif not self._external:
-            host = entry & L2_OFFSET_MASK
+            host = self._host(entry)
             if host and host != unless:
                 self._metadata.free_later(host, 1, discard=discard)
 

@@ -15,7 +15,7 @@ from imgtool.extent import Extent
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
-from imgtool.formats.qcow2.schema import Compression, Crypt
+from imgtool.formats.qcow2.schema import Compatible, Compression, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import MappedDevice
@@ -137,6 +137,21 @@ class Qcow2Device(MappedDevice):
             )
             for snapshot in self.snapshots
         ]
+
+    @property
+    def creation_options(self) -> dict[str, object]:
+        geometry = self.header.geometry
+        options: dict[str, object] = {
+            "cluster_size": geometry.cluster_size,
+            "compat": "0.10" if self.header.version < 3 else "1.1",
+        }
+        if self.header.version >= 3:
+            options["refcount_bits"] = geometry.refcount_bits
+            options["extended_l2"] = geometry.extended_l2
+            options["compression_type"] = self.header.compression.name.lower()
+            lazy = self.header.compatible & Compatible.LAZY_REFCOUNTS
+            options["lazy_refcounts"] = bool(lazy)
+        return options
 
     @property
     def _cluster_size(self) -> int:

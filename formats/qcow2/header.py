@@ -225,6 +225,9 @@ class Header:
                 ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
         whole = fields + bytes(body) + name
         if len(whole) > self.geometry.cluster_size:
+            if self.extension(ExtensionType.FEATURE_NAMES) is not None:
+                # The names are a courtesy, and make room for what is needed.
+                return self.with_extension(ExtensionType.FEATURE_NAMES, None).build()
             raise ImageError(
                 f"The header needs {len(whole)} bytes and a cluster has only "
                 f"{self.geometry.cluster_size}: use a larger cluster_size or a shorter backing "
@@ -252,18 +255,19 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def read_header(storage: Storage) -> Header:
+def read_header(storage: Storage, *, for_repair: bool = False) -> Header:
     """Read and check the header of the image in ``storage``.
 
-    Raises :class:`WrongFormat`, :class:`CorruptImage` or :class:`UnsupportedFeature`.
+    ``for_repair`` takes a refcount table that cannot be for none at all. Raises
+    :class:`WrongFormat`, :class:`CorruptImage` or :class:`UnsupportedFeature`.
     """
     try:
-        return _read_header(storage)
+        return _read_header(storage, for_repair)
     except ImageError as error:
         raise error.in_file(storage.name) from error.__cause__
 
 
-def _read_header(storage: Storage) -> Header:
+def _read_header(storage: Storage, for_repair: bool) -> Header:
     if storage.read_at(0, 4) != schema.MAGIC:
         raise WrongFormat("Image is not in qcow2 format")
     fields = parse(
@@ -342,6 +346,12 @@ def _read_header(storage: Storage) -> Header:
         extensions=extensions,
         unknown_fields=unknown_fields,
     )
+    try:
+        _check_refcount_table(header)
+    except CorruptImage:
+        if not for_repair:
+            raise
+        header = replace(header, refcount_table_offset=0, refcount_table_clusters=0)
     _check_tables(header)
     return header
 
@@ -402,14 +412,18 @@ def _check_features(incompatible: Incompatible, extensions: tuple[Extension, ...
     )
 
 
-def _check_tables(header: Header) -> None:
-    geometry = header.geometry
-    cluster_size = geometry.cluster_size
+def _check_refcount_table(header: Header) -> None:
+    cluster_size = header.geometry.cluster_size
     _check_table("The refcount table", header.refcount_table_offset, cluster_size)
     if header.refcount_table_clusters * cluster_size > MAX_REFCOUNT_TABLE_BYTES:
         raise CorruptImage("The refcount table is too large", header.refcount_table_offset)
     if header.refcount_table_clusters == 0:
         raise CorruptImage("The image has no refcount table")
+
+
+def _check_tables(header: Header) -> None:
+    geometry = header.geometry
+    cluster_size = geometry.cluster_size
     if header.snapshot_count > MAX_SNAPSHOTS:
         raise CorruptImage(f"The image counts {header.snapshot_count} snapshots, too many")
     if header.snapshot_count:

@@ -36,7 +36,7 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
         if snapshot is not None and (snapshot.disk_size or 0) > MAX_SIZE:
             raise CorruptImage(f"The disk size {snapshot.disk_size} of the snapshot is too large")
     if opener.writable:
-        _refuse_writing(storage, header, snapshot)
+        header = _prepare_writing(storage, header, snapshot)
     l1_offset, l1_size = header.l1_table_offset, header.l1_size
     if snapshot is not None:
         l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
@@ -78,18 +78,13 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
         raise
 
 
-def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> None:
+def _prepare_writing(storage: Storage, header: Header, snapshot: Snapshot | None) -> Header:
+    """Refuse what must not be written to, and repair what was not closed properly."""
     if snapshot is not None:
         raise ReadOnly("A snapshot cannot be written to", filename=storage.name)
     if header.corrupt:
         raise ReadOnly(
             "The image is marked corrupt: it can only be read, or repaired with "
-            f"imgtool check -r all '{storage.name}'",
-            filename=storage.name,
-        )
-    if header.dirty:
-        raise ReadOnly(
-            "The image was not closed properly (dirty bit): repair it first with "
             f"imgtool check -r all '{storage.name}'",
             filename=storage.name,
         )
@@ -99,6 +94,12 @@ def _refuse_writing(storage: Storage, header: Header, snapshot: Snapshot | None)
             "encrypt.format=luks",
             filename=storage.name,
         )
+    if header.dirty:
+        from imgtool.formats.qcow2.repair import repair_dirty
+
+        repair_dirty(storage)
+        header = read_header(storage)
+    return header
 
 
 def _unlock(

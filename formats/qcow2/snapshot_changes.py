@@ -14,14 +14,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
-from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
 from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
-from imgtool.formats.qcow2.snapshots import MAX_TABLE_BYTES, Snapshot, find_snapshot, read_snapshots
+from imgtool.formats.qcow2.snapshots import (
+    MAX_TABLE_BYTES,
+    Snapshot,
+    find_snapshot,
+    read_snapshots,
+    table_entry,
+)
 from imgtool.formats.qcow2.tables import read_l1, read_table
-from imgtool.schema.fields import big_endian_bytes, build
-from imgtool.units import align_up
+from imgtool.schema.fields import big_endian_bytes
 
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
@@ -195,7 +199,7 @@ def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:
     """Write a new snapshot table, then name it in the header, then free the old one."""
     header, metadata = device.header, device.metadata
     geometry = header.geometry
-    data = b"".join(_entry(snapshot, header.size) for snapshot in snapshots)
+    data = b"".join(table_entry(snapshot, header.size) for snapshot in snapshots)
     if len(data) > MAX_TABLE_BYTES:
         raise ImageError("The snapshot table would be larger than the format allows")
     old_offset = header.snapshots_offset
@@ -211,34 +215,3 @@ def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:
         metadata.free_later(old_offset, geometry.clusters(old_size))
     device.snapshots = read_snapshots(device.storage, device.header)
     metadata.flush()
-
-
-def _entry(snapshot: Snapshot, disk_size: int) -> bytes:
-    """A snapshot table entry, padded; extra data that we do not know is kept."""
-    size = disk_size if snapshot.disk_size is None else snapshot.disk_size
-    known = (
-        snapshot.vm_state_size,
-        size,
-        (1 << 64) - 1 if snapshot.icount is None else snapshot.icount,
-    )
-    extra = b"".join(
-        field.build(value) for (_, field), value in zip(schema.SNAPSHOT_EXTRA, known, strict=True)
-    )
-    extra += snapshot.extra_data[len(extra) :]
-    identifier, name = snapshot.raw_id, snapshot.raw_name
-    head = build(
-        schema.SNAPSHOT_HEAD,
-        {
-            "l1_table_offset": snapshot.l1_table_offset,
-            "l1_size": snapshot.l1_size,
-            "id_str_size": len(identifier),
-            "name_size": len(name),
-            "date_sec": snapshot.date_sec,
-            "date_nsec": snapshot.date_nsec,
-            "vm_clock_nsec": snapshot.vm_clock_nsec,
-            "vm_state_size": min(snapshot.vm_state_size, 0xFFFFFFFF),
-            "extra_data_size": len(extra),
-        },
-    )
-    entry = head + extra + identifier + name
-    return entry.ljust(align_up(len(entry), 8), b"\0")

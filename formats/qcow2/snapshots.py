@@ -9,7 +9,7 @@ from typing import Any
 from imgtool.errors import BadOption, CorruptImage
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.header import Header
-from imgtool.schema.fields import parse
+from imgtool.schema.fields import build, parse
 from imgtool.storage.base import Storage
 from imgtool.units import align_up
 
@@ -60,25 +60,34 @@ class Snapshot:
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:
     """Read the snapshot table, in its order. Raises :class:`CorruptImage` over the limits."""
     try:
-        return list(_entries(storage, header))
+        return list(entries(storage, header))
     except CorruptImage as error:
         raise error.in_file(storage.name) from error.__cause__
 
 
-def _entries(storage: Storage, header: Header) -> Iterator[Snapshot]:
+def entries(
+    storage: Storage, header: Header, *, most_extra: int = MAX_EXTRA_DATA, whole: bool = True
+) -> Iterator[Snapshot]:
+    """Read the entries of the snapshot table; ``most_extra`` bounds the extra data of each.
+
+    They must be there to their ends unless ``whole`` is false.
+    """
     start = offset = header.snapshots_offset
     names = 0
     for number in range(header.snapshot_count):
         what = f"Entry {number} of the snapshot table"
         data = storage.read_exact(offset, _HEAD, what)
         head = parse(schema.SNAPSHOT_HEAD, data, what, offset)
-        if head.extra_data_size > MAX_EXTRA_DATA:
+        if head.extra_data_size > most_extra:
             raise CorruptImage(f"{what} has too much extra data", offset)
         names += head.id_str_size + head.name_size
         if names > MAX_NAME_BYTES:
             raise CorruptImage("The snapshot table has too long names", start)
         length = head.extra_data_size + head.id_str_size + head.name_size
-        tail = bytes(storage.read_exact(offset + _HEAD, length, what))
+        if whole:
+            tail = bytes(storage.read_exact(offset + _HEAD, length, what))
+        else:
+            tail = storage.read_at(offset + _HEAD, length)
         extra = tail[: head.extra_data_size]
         named = head.extra_data_size + head.id_str_size
         values = {
@@ -128,3 +137,37 @@ def find_snapshot(snapshots: list[Snapshot], options: Mapping[str, Any]) -> Snap
         if value is not None
     )
     raise BadOption(f"snapshot not found: none has {described}")
+
+
+def table_entry(snapshot: Snapshot, disk_size: int) -> bytes:
+    """A snapshot table entry as bytes, padded; extra data that we do not know is kept.
+
+    ``disk_size`` is what the entry says if the snapshot does not.
+    """
+    size = disk_size if snapshot.disk_size is None else snapshot.disk_size
+    known = (
+        snapshot.vm_state_size,
+        size,
+        (1 << 64) - 1 if snapshot.icount is None else snapshot.icount,
+    )
+    extra = b"".join(
+        field.build(value) for (_, field), value in zip(schema.SNAPSHOT_EXTRA, known, strict=True)
+    )
+    extra += snapshot.extra_data[len(extra) :]
+    identifier, name = snapshot.raw_id, snapshot.raw_name
+    head = build(
+        schema.SNAPSHOT_HEAD,
+        {
+            "l1_table_offset": snapshot.l1_table_offset,
+            "l1_size": snapshot.l1_size,
+            "id_str_size": len(identifier),
+            "name_size": len(name),
+            "date_sec": snapshot.date_sec,
+            "date_nsec": snapshot.date_nsec,
+            "vm_clock_nsec": snapshot.vm_clock_nsec,
+            "vm_state_size": min(snapshot.vm_state_size, 0xFFFFFFFF),
+            "extra_data_size": len(extra),
+        },
+    )
+    entry = head + extra + identifier + name
+    return entry.ljust(align_up(len(entry), 8), b"\0")

@@ -117,6 +117,11 @@ class WritableQcow2(Qcow2Device):
             yield from extents
             offset = stop
 
+    def _decode(self, extent: Extent) -> bytes:
+        # Decoded clusters are not kept: their host cluster may come to hold something else.
+        assert extent.host_offset is not None
+        return self._decompress(extent.host_offset, extent.encoded_length)
+
     # Changing
 
     @property
@@ -290,38 +295,53 @@ class WritableQcow2(Qcow2Device):
             extent.reads_zero for extent in self._extents(offset, end - offset)
         )
 
+    @property
+    def _shows_below(self) -> bool:
+        """Whether what is unallocated may hold something else than zeros, now or soon."""
+        return self._backing is not None or self._own_zeros
+
     def _zero_clusters(self, offset: int, end: int, unmap: bool) -> None:
-        geometry = self.header.geometry
+        """Make whole subclusters zero, one L2 table after the other."""
+        coverage = self.header.geometry.l2_coverage
         while offset < end:
-            cluster = align_down(offset, geometry.cluster_size)
-            stop = min(end, cluster + geometry.cluster_size)
+            stop = min(end, align_down(offset, coverage) + coverage)
             if self.header.data_file_raw:
-                self._data.write_zeroes(offset, stop - offset, unmap=unmap)
-            entry, _ = self.clusters.entry(offset)
-            backed = self._own_zeros or (self._backing is not None and cluster < self._backing.size)
-            if (
-                not backed
-                and self._backing is None
-                and not entry
-                and not self.clusters.has_table(offset)
-            ):
-                # What is unallocated reads as zeros already: skip the rest of the missing table.
-                stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
-            elif self.header.version < 3:
-                if backed:
-                    self._write_zero_bytes(offset, stop)
-                elif entry:
-                    self.clusters.unallocate(cluster)
-            elif not geometry.extended_l2:
-                self.clusters.make_zero(cluster, unmap=unmap)
-            elif entry & COMPRESSED and stop - offset < geometry.cluster_size:
-                self._write_zero_bytes(offset, stop)
-            else:
-                self.clusters.make_subclusters_zero(
-                    cluster, offset - cluster, stop - cluster, unmap=unmap
-                )
+                self._data.write_zeroes(offset, min(stop, self._size) - offset, unmap=unmap)
+            if self._shows_below or self.clusters.has_table(offset):
+                self._zero_in_table(offset, stop, unmap)
+                self._flush_if_crowded()
             offset = stop
-            self._flush_if_crowded()
+
+    def _zero_in_table(self, offset: int, end: int, unmap: bool) -> None:
+        size = self.header.geometry.cluster_size
+        below = self._shows_below
+        if below and self.header.version < 3:
+            # There is no zero flag, so over the backing image zeros are data like any other.
+            shown = end
+            if self._backing is not None and not self._own_zeros:
+                shown = min(end, align_up(self._backing.size, size))
+            for cluster in range(offset, shown, size):
+                self._write_zero_bytes(cluster, cluster + size)
+                self._flush_if_crowded()
+            offset, below = max(offset, shown), False
+        start, stop = align_up(offset, size), align_down(end, size)
+        if start > stop:
+            self._zero_subclusters(offset, end)
+            return
+        self._zero_subclusters(offset, start)
+        if start < stop:
+            self.clusters.make_zero(start, stop, unmap=unmap, backed=below)
+        self._zero_subclusters(stop, end)
+
+    def _zero_subclusters(self, offset: int, end: int) -> None:
+        """Make a part of one cluster zero."""
+        if offset >= end:
+            return
+        entry, bitmap = self.clusters.entry(offset)
+        if entry & COMPRESSED:
+            self._write_zero_bytes(offset, end)
+        elif entry or bitmap or self._shows_below:
+            self.clusters.make_subclusters_zero(offset, end)
 
     def _discard(self, offset: int, length: int) -> None:
         """Give whole clusters back; they read as zeros afterwards."""
@@ -350,7 +370,7 @@ class WritableQcow2(Qcow2Device):
     def write_encoded(self, offset: int, encoded: bytes) -> None:
         """Pack ``encoded`` behind the compressed cluster before it."""
         geometry = self.header.geometry
-        self._check_write(offset, min(geometry.cluster_size, self._size - offset))
+        self._check_write(offset, max(1, min(geometry.cluster_size, self._size - offset)))
         with self._changing():
             self._note_write(offset, min(geometry.cluster_size, self._size - offset))
             self._flush_if_crowded()
@@ -430,6 +450,29 @@ class WritableQcow2(Qcow2Device):
         from imgtool.formats.qcow2.emptying import make_empty
 
         make_empty(self)
+
+    def reclaimable(self) -> Iterator[Extent]:
+        from imgtool.formats.qcow2.reclaiming import reclaimable
+
+        return reclaimable(self)
+
+    def reclaim(self, offset: int, length: int) -> None:
+        geometry = self.header.geometry
+        if self.header.has_data_file:
+            # A place of its own is kept for each cluster there: a hole in the file will do.
+            self._data.write_zeroes(offset, length, unmap=True)
+            return
+        # Nothing changes for the guest, so bitmaps are not told.
+        with self._changing():
+            start = align_up(offset, geometry.cluster_size)
+            end = offset + length
+            end = align_down(end, geometry.cluster_size) if end < self._size else end
+            self._zero_clusters(start, end, True)
+
+    def trim(self) -> None:
+        from imgtool.formats.qcow2.reclaiming import trim
+
+        trim(self)
 
     def create_snapshot(self, name: str) -> None:
         from imgtool.formats.qcow2.snapshot_changes import create_snapshot

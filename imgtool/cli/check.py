@@ -37,6 +37,15 @@ _CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
 @cache_option()
 @force_share_option()
 @output_option()
+@click.option(
+    "-r",
+    "--repair",
+    type=click.Choice(("leaks", "all")),
+    help="Repair leaked clusters, or all that is wrong.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="With -r: say what would be repaired, and stop there."
+)
 @object_option()
 @click.argument("filename", required=False)
 def command(
@@ -46,24 +55,36 @@ def command(
     cache: str,
     force_share: bool,
     output: str,
+    repair: str | None,
+    dry_run: bool,
     secrets: Secrets,
     filename: str | None,
 ) -> int:
-    """Check the metadata of the image FILENAME. Nothing is changed, and no other file is read.
+    """Check the metadata of the image FILENAME, and repair it with -r. No other file is read.
+
+    What a guest could read before a repair reads the same afterwards. Without -r, and with
+    --dry-run, nothing is changed.
 
     The exit status is 0 if nothing is wrong, 1 if the check could not be done, 2 if the image is
-    corrupt, 3 if it only wastes space, and 63 if its format has nothing to check.
+    corrupt, 3 if it only wastes space, and 63 if its format has nothing to check. After a repair
+    it tells of what is left.
     """
     from imgtool.ops.check import NoChecks, check
 
     if filename is None:
         raise click.UsageError("Expecting one image file name")
+    if dry_run and repair is None:
+        raise click.UsageError("--dry-run goes with --repair")
+    if force_share and repair is not None and not dry_run:
+        raise click.UsageError("force-share=on can only be used with read-only images")
     chosen = reference(filename, format=format, image_opts=image_opts)
     try:
         found = check(
             chosen,
             opener=Opener(share=force_share, cache=cache, secrets=secrets),
             report=lambda text: click.echo(printable(text), err=True),
+            repair=repair,
+            dry_run=dry_run,
         )
     except NoChecks as error:
         say("imgtool", error.reason)
@@ -74,7 +95,7 @@ def command(
         if output == "json":
             click.echo(to_json(replace(found, filename=filename).to_dict()))
         else:
-            for line in _lines(found):
+            for line in (*_repaired(found, dry_run), *_lines(found)):
                 click.echo(line)
     if found.check_errors:
         say("imgtool", "Check failed")
@@ -82,6 +103,17 @@ def command(
     if found.corruptions:
         return _CORRUPT
     return _LEAKING if found.leaks else 0
+
+
+def _repaired(result: CheckReport, dry_run: bool) -> Iterator[str]:
+    if not (result.leaks_fixed or result.corruptions_fixed):
+        return
+    done = "would be" if dry_run else "were found and"
+    yield f"The following inconsistencies {done} repaired:\n"
+    yield f"    {result.leaks_fixed} leaked clusters"
+    yield f"    {result.corruptions_fixed} corruptions\n"
+    if not dry_run:
+        yield "Double checking the fixed image now..."
 
 
 def _lines(result: CheckReport) -> Iterator[str]:

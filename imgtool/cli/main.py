@@ -26,6 +26,7 @@ COMMANDS = {
     "bitmap": "Change persistent dirty bitmaps",
     "check": "Check an image's integrity and repair it",
     "commit": "Put what an overlay holds into its backing image",
+    "compact": "Give back what an image holds and does not need",
     "compare": "Check if two images have the same contents",
     "convert": "Copy images to another, converting the format",
     "create": "Create a new image",

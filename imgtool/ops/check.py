@@ -1,4 +1,4 @@
-"""Check: whether an image's metadata agrees with itself."""
+"""Check: whether an image's metadata agrees with itself, and making it agree."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imgtool import registry
-from imgtool.chain import Opener, Reference
-from imgtool.errors import ImageError
+from imgtool.chain import Opener, Reference, storage_for
+from imgtool.errors import BadOption, ImageError
 from imgtool.format import CheckResult
 
 
@@ -36,9 +36,12 @@ class CheckReport(CheckResult):
             "compressed-clusters": self.compressed_clusters,
             "total-clusters": self.total_clusters,
             "corruptions": self.corruptions,
+            "corruptions-fixed": self.corruptions_fixed,
         }
         values: dict[str, Any] = {name: value for name, value in first.items() if value}
         values["check-errors"] = self.check_errors
+        if self.leaks_fixed:
+            values["leaks-fixed"] = self.leaks_fixed
         if self.leaks:
             values["leaks"] = self.leaks
         if self.allocated_clusters:
@@ -55,14 +58,24 @@ def check(
     *,
     opener: Opener | None = None,
     report: Callable[[str], None] | None = None,
+    repair: str | None = None,
+    dry_run: bool = False,
 ) -> CheckReport:
     """Check an image. No other file is opened: neither its backing image nor its data file.
 
     ``report`` is told each finding as it is made, a line of text; without it the first thousand
-    are kept in the result. Raises :class:`NoChecks` if the format has none, and
+    are kept in the result. ``repair`` is ``leaks`` or ``all``, and ``dry_run`` says what it would
+    do without changing a byte: see :class:`imgtool.format.Repair`.
+
+    Raises :class:`NoChecks` if the format has none, and
     :class:`~imgtool.errors.CorruptImage` where the metadata is too broken to be followed.
     """
-    with replace(opener or Opener(), follow=False).reference(reference) as device:
+    opener = replace(opener or Opener(), follow=False)
+    if repair is not None:
+        return _repair(reference, opener, repair, report, dry_run)
+    if dry_run:
+        raise BadOption("A dry run is one of a repair")
+    with opener.reference(reference) as device:
         checker = registry.find(device.format).load_checker()
         if checker is None:
             raise NoChecks("This image format does not support checks")
@@ -70,6 +83,35 @@ def check(
             result = checker(device, report)
         except ImageError as error:
             raise error.in_file(device.name) from error.__cause__
-        source = reference.source
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else device.name
-        return CheckReport(**vars(result), filename=os.fsdecode(name), format=device.format)
+        return _report(reference, result, device.name, device.format)
+
+
+def _repair(
+    reference: Reference,
+    opener: Opener,
+    what: str,
+    report: Callable[[str], None] | None,
+    dry_run: bool,
+) -> CheckReport:
+    if what not in ("leaks", "all"):
+        raise BadOption(f"A repair is of 'leaks' or 'all', not '{what}'")
+    if opener.share and not dry_run:
+        raise BadOption("An image that is shared with others can only be read")
+    with storage_for(reference.source, replace(opener, writable=not dry_run)) as storage:
+        if reference.format is None:
+            chosen = registry.probe(storage)
+        else:
+            chosen = registry.find(reference.format)
+            registry.expect(storage, chosen)
+        chosen.open_options.check(reference.options)
+        repairer = chosen.load_repairer()
+        if repairer is None:
+            raise NoChecks("This image format does not support checks")
+        result = repairer(storage, what, report, dry_run=dry_run)
+        return _report(reference, result, storage.name, chosen.name)
+
+
+def _report(reference: Reference, result: CheckResult, name: str, format: str) -> CheckReport:
+    source = reference.source
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else name
+    return CheckReport(**vars(result), filename=os.fsdecode(path), format=format)

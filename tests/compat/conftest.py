@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compat.corpus import Both, Corpus, build
 from tests.compat.twins import Twins
 
 
@@ -13,3 +14,20 @@ def twins(
 ) -> Twins:
     """qemu-img and imgtool, to be run with the same arguments."""
     return Twins(tmp_path, capsys, monkeypatch.chdir)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The corpus of images, made once a run."""
+    base = tmp_path_factory.getbasetemp()
+    # Processes of one run have directories side by side.
+    shared = base.parent if base.name.startswith("popen-") else base
+    return build(shared / "corpus")
+
+
+@pytest.fixture
+def both(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Both:
+    """qemu-img and imgtool, to be run on images of the corpus."""
+    return Both(corpus, capsys, monkeypatch)

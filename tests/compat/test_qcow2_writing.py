@@ -67,4 +67,6 @@ class TestQcow2(WriteContract):
             assert oracle.agrees(referee.contents(path, "qcow2", Path(folder)))
             for entry in referee.info(path).get("snapshots", []):
                 kept = referee.contents(path, "qcow2", Path(folder), snapshot=entry["id"])
-                assert kept[:1000] == (b"before it was written to\n" * 40)
+                # qemu-img shows a snapshot with the size that the disk has now.
+                before = b"before it was written to\n" * 40
+                assert kept[:1000] == before[: len(kept)]

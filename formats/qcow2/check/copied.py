@@ -39,7 +39,7 @@ def check_copied(state: State, refcounts: RefcountCheck) -> None:
     tables, budget = L2Check(state), TableBudget(state)
     for start in range(0, held, _STEP):
         part = slice(start, start + _STEP)
-        found, wrong = _judge(refcounts, words[part], offsets[part] >> state.geometry.cluster_bits)
+        found, wrong = judge(refcounts, words[part], offsets[part] >> state.geometry.cluster_bits)
         wrong &= offsets[part] != 0
         if not state.findings.listening:
             state.findings.untold_corruptions(int(np.count_nonzero(wrong)))
@@ -66,7 +66,7 @@ def _check_table(
         wrong = (words & _COPIED) == 0
     else:
         hosts = entries.host[entries.mapped].astype(np.int64)
-        found, wrong = _judge(refcounts, words, hosts >> state.geometry.cluster_bits)
+        found, wrong = judge(refcounts, words, hosts >> state.geometry.cluster_bits)
     findings = state.findings
     for number, place in enumerate(np.flatnonzero(wrong).tolist()):
         if not findings.listening:
@@ -78,7 +78,7 @@ def _check_table(
         )
 
 
-def _judge(
+def judge(
     refcounts: RefcountCheck, words: NDArray[np.uint64], clusters: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The refcounts of what entries name, and which flags contradict them."""

@@ -12,7 +12,7 @@ from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.bitmaps import Bitmap
 from imgtool.formats.qcow2.check.ranges import overlaid
 from imgtool.formats.qcow2.check.state import State
-from imgtool.formats.qcow2.header import os_bytes
+from imgtool.formats.qcow2.header import Header, os_bytes
 from imgtool.formats.qcow2.snapshots import Snapshot
 from imgtool.units import align_up
 
@@ -28,12 +28,17 @@ def check_snapshot_entries(state: State, snapshots: list[Snapshot]) -> int:
     """Report entries that lack what they must have; return the length of their table in bytes."""
     end = 0
     for number, snapshot in enumerate(snapshots):
-        if state.header.version >= 3 and len(snapshot.extra_data) < _EXTRA_DATA_V3:
+        if lacks_extra_data(state.header, snapshot):
             state.findings.corruption(f"ERROR snapshot table entry {number} is incomplete")
         names = len(os_bytes(snapshot.id)) + len(os_bytes(snapshot.name))
         start = align_up(end, 8)
         end = start + schema.SNAPSHOT_HEAD.sizeof() + len(snapshot.extra_data) + names
     return end
+
+
+def lacks_extra_data(header: Header, snapshot: Snapshot) -> bool:
+    """Whether an entry of the snapshot table is shorter than the image's version asks for."""
+    return header.version >= 3 and len(snapshot.extra_data) < _EXTRA_DATA_V3
 
 
 def count_bitmaps(state: State, bitmaps: list[Bitmap]) -> None:

@@ -24,7 +24,7 @@ from imgtool.formats.qcow2.snapshots import Snapshot
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RESERVED = np.uint64(0x7F000000000001FF)
+RESERVED = np.uint64(0x7F000000000001FF)
 _OFFSET = np.uint64(L1_OFFSET_MASK)
 _COPIED = np.uint64(COPIED)
 #: What is read of tables that are not aligned, beyond what the file stores.
@@ -77,7 +77,7 @@ class L1Check:
         tables += [
             (snapshot.l1_table_offset, snapshot.l1_size * 8)
             for snapshot in snapshots
-            if not self._fault(snapshot)
+            if not self.fault(snapshot)
         ]
         held = self._state.file_size
         inside = [(offset, min(length, held - offset)) for offset, length in tables]
@@ -92,7 +92,7 @@ class L1Check:
                 f"ERROR {len(snapshots)} snapshots in image with data file"
             )
         for snapshot in snapshots:
-            fault = self._fault(snapshot)
+            fault = self.fault(snapshot)
             if fault:
                 self._state.findings.corruption(fault)
             else:
@@ -101,7 +101,7 @@ class L1Check:
             if not piece.active:
                 self._walk_piece(piece)
 
-    def _fault(self, snapshot: Snapshot) -> str:
+    def fault(self, snapshot: Snapshot) -> str:
         """What forbids following a snapshot's L1 table, or nothing."""
         named = f"ERROR snapshot {snapshot.id} ({snapshot.name})"
         if snapshot.l1_table_offset % self._state.geometry.cluster_size:
@@ -134,11 +134,11 @@ class L1Check:
                 everybody.add_counted(found.astype(np.int64), counts * piece.weight)
                 if piece.active:
                     active.add_counted(found.astype(np.int64), counts)
-        self._offsets, self._weights = everybody.found()
-        self._actives = np.zeros(len(self._offsets), np.uint64)
+        self.offsets, self.weights = everybody.found()
+        self._actives = np.zeros(len(self.offsets), np.uint64)
         offsets, times = active.found()
-        self._actives[np.searchsorted(self._offsets, offsets)] = times
-        self._walked = np.zeros(len(self._offsets), np.bool_)
+        self._actives[np.searchsorted(self.offsets, offsets)] = times
+        self._walked = np.zeros(len(self.offsets), np.bool_)
 
     def _walk_piece(self, piece: L1Piece) -> None:
         state, tally = self._state, self._state.tally
@@ -154,12 +154,12 @@ class L1Check:
             if piece.active:
                 self._mark(words, offsets, clusters, inside)
 
-            places = np.searchsorted(self._offsets, offsets)
+            places = np.searchsorted(self.offsets, offsets)
             fresh = np.zeros(len(words), np.bool_)
             fresh[np.unique(places, return_index=True)[1]] = True
             fresh &= ~self._walked[places] & inside & state.hold_data(offsets)
             self._walked[places] = True
-            faults = np.array([~inside, unaligned, (words & _RESERVED) != 0])
+            faults = np.array([~inside, unaligned, (words & RESERVED) != 0])
             odd: NDArray[np.bool_]
             if state.findings.listening:
                 odd = np.logical_or.reduce(faults)
@@ -172,7 +172,7 @@ class L1Check:
                     self._report(int(words[index]), offset, piece.weight)
                 if fresh[index] and self._reading.allows(offset):
                     place = places[index]
-                    self._l2.walk(offset, int(self._weights[place]), int(self._actives[place]))
+                    self._l2.walk(offset, int(self.weights[place]), int(self._actives[place]))
 
     def _mark(
         self,
@@ -190,7 +190,7 @@ class L1Check:
 
     def _report(self, word: int, offset: int, weight: int) -> None:
         findings, cluster_size = self._state.findings, self._state.geometry.cluster_size
-        if word & int(_RESERVED):
+        if word & int(RESERVED):
             findings.corruption(f"ERROR found L1 entry with reserved bits set: {word:x}", weight)
         if offset >= self._state.file_size:
             self._state.past_end(offset, cluster_size, weight)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Words = NDArray[np.uint64]
 
-_RESERVED = 0x3F000000000001FE
+RESERVED = 0x3F000000000001FE
 _COPIED, _COMPRESSED, _ZERO = np.uint64(COPIED), np.uint64(COMPRESSED), np.uint64(ZERO_FLAG)
 _OFFSET = np.uint64(L2_OFFSET_MASK)
 _LOW_HALF, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -94,7 +94,7 @@ class L2Check:
             self._external
             or not host
             or host % cluster_size
-            or first & (_RESERVED | COMPRESSED | ZERO_FLAG)
+            or first & (RESERVED | COMPRESSED | ZERO_FLAG)
             or last != first + (count - 1) * cluster_size
             or host + count * cluster_size >= min(state.past, MAX_HOST_OFFSET)
             or not bool((words[1:] - words[:-1] == self._cluster_size).all())
@@ -207,7 +207,7 @@ class L2Check:
         """Everything that an entry can have wrong, each a finding of its own."""
         entry, compressed, mapped = entries.entry, entries.compressed, entries.mapped
         faults = [
-            ~compressed & ((entry & np.uint64(_RESERVED)) != 0),
+            ~compressed & ((entry & np.uint64(RESERVED)) != 0),
             mapped & ((entries.host & (self._cluster_size - np.uint64(1))) != 0),
         ]
         if not self._external:
@@ -251,7 +251,7 @@ class L2Check:
         findings = self._state.findings
         host, cluster_size = word & L2_OFFSET_MASK, self._geometry.cluster_size
         allocated = 0 if bitmap is None else bitmap & 0xFFFFFFFF
-        if word & _RESERVED:
+        if word & RESERVED:
             findings.corruption(f"ERROR found l2 entry with reserved bits set: {word:x}", weight)
         if not mapped:
             if allocated:

@@ -37,11 +37,11 @@ class RefcountCheck:
     def __init__(self, state: State) -> None:
         self._state = state
         geometry, header = state.geometry, state.header
-        self._per_block = geometry.refcount_block_entries
+        self.per_block = geometry.refcount_block_entries
         # QEMU's counters have the width of the image's, and stay at the largest value.
-        self._most = (1 << geometry.refcount_bits) - 1
+        self.most = (1 << geometry.refcount_bits) - 1
         entries = header.refcount_table_clusters * geometry.cluster_size // 8
-        self._table = state.read_table(header.refcount_table_offset, entries)
+        self.table = state.read_table(header.refcount_table_offset, entries)
         self._kept: dict[int, Refcounts] = {}
         self._complained = False
         #: Of blocks that the table repeats: how many clusters they say are in use, and the last.
@@ -55,16 +55,16 @@ class RefcountCheck:
         """Count the refcount blocks, and report entries of the table that can't be."""
         state = self._state
         geometry = state.geometry
-        indexes = np.flatnonzero(self._table)
-        entries = self._table[indexes]
+        indexes = np.flatnonzero(self.table)
+        entries = self.table[indexes]
         offsets = entries & np.uint64(REFCOUNT_OFFSET_MASK)
         clusters = (offsets >> np.uint64(geometry.cluster_bits)).astype(np.int64)
         reserved = (entries & np.uint64(_RESERVED)) != 0
         unaligned = (offsets & np.uint64(geometry.cluster_size - 1)) != 0
-        good = ~reserved & ~unaligned & (clusters < self._clusters())
+        good = ~reserved & ~unaligned & (clusters < self.clusters())
         counted = self._count_in_order(clusters[good])
         counts = np.zeros(len(indexes), np.uint64)
-        counts[good] = np.minimum(counted, np.uint64(self._most))
+        counts[good] = np.minimum(counted, np.uint64(self.most))
         wrong = np.flatnonzero(counts != 1)
         for done, place in enumerate(wrong.tolist()):
             index = int(indexes[place])
@@ -95,39 +95,43 @@ class RefcountCheck:
 
     def report_overflows(self) -> None:
         """Report clusters with more references than a refcount of this width can say."""
-        for cluster, count in self._state.tally.above(self._most):
+        for cluster, count in self._state.tally.above(self.most):
             offset = cluster * self._state.geometry.cluster_size
             findings = self._state.findings
-            for done in range(count - self._most):
+            for done in range(count - self.most):
                 if not findings.listening:
-                    findings.untold_corruptions(count - self._most - done)
+                    findings.untold_corruptions(count - self.most - done)
                     break
                 findings.corruption(f"ERROR: overflow cluster offset={offset:#x}")
                 findings.tell(_WIDEN)
 
-    def _clusters(self) -> int:
+    def clusters(self) -> int:
         """How many clusters are compared: those of the file, and one more if it is in use."""
         held = self._state.geometry.clusters(self._state.file_size)
         return held + int(bool(self._state.tally.window(held, 1).any()))
 
     # Comparing
 
-    def compare(self) -> None:
-        """Compare all refcounts with what was counted, and find the end of the image."""
+    def compare(self, end: int | None = None) -> None:
+        """Compare refcounts with what was counted, and find the end of the image.
+
+        Of clusters from index ``end`` on nothing is said.
+        """
         state, result = self._state, self._state.findings.result
-        last, highest = self._clusters(), 0
-        for number in self._interesting(last):
-            first = number * self._per_block
-            count = min(self._per_block, last - first)
-            if count == self._per_block and self._is_repeated(number):
+        last, highest = self.clusters(), 0
+        last = last if end is None else min(last, end)
+        for number in self.numbers(last):
+            first = number * self.per_block
+            count = min(self.per_block, last - first)
+            if count == self.per_block and self._is_repeated(number):
                 highest = max(highest, self._count_repeated(number, first))
                 continue
             counted = state.tally.window(first, count)
-            offset = self._block_offset(number)
+            offset = self.block_offset(number)
             if offset % state.geometry.cluster_size:
                 self._report_unreadable(number, offset, first, count)
                 continue
-            refcounts = self._read(offset)[:count]
+            refcounts = self.read(offset)[:count]
             if not np.array_equal(refcounts, counted):
                 self._report_differences(first, refcounts, counted)
             if refcounts[-1] or counted[-1]:
@@ -137,12 +141,12 @@ class RefcountCheck:
             self._check_marks(first, refcounts)
         result.image_end_offset = (highest + 1) * state.geometry.cluster_size
 
-    def _interesting(self, clusters: int) -> list[int]:
+    def numbers(self, clusters: int) -> list[int]:
         """The numbers of all blocks that exist, or would have to, within ``clusters``."""
-        blocks = div_round_up(clusters, self._per_block)
-        there = np.flatnonzero(self._table[:blocks])
+        blocks = div_round_up(clusters, self.per_block)
+        there = np.flatnonzero(self.table[:blocks])
         if len(there) < blocks:
-            there = np.union1d(there, self._state.tally.touched(self._per_block))
+            there = np.union1d(there, self._state.tally.touched(self.per_block))
         numbers: list[int] = there.tolist()
         return numbers
 
@@ -151,13 +155,13 @@ class RefcountCheck:
 
         A table may name one block a million times, for clusters that the file only claims to have.
         """
-        if self._state.findings.listening or number >= len(self._table):
+        if self._state.findings.listening or number >= len(self.table):
             return False
-        return int(self._table[number]) in self._repeated and number not in self._touched
+        return int(self.table[number]) in self._repeated and number not in self._touched
 
     @cached_property
     def _repeated(self) -> set[int]:
-        entries, counts = np.unique(self._table, return_counts=True)
+        entries, counts = np.unique(self.table, return_counts=True)
         return {
             entry
             for entry in entries[counts > 1].tolist()
@@ -166,25 +170,25 @@ class RefcountCheck:
 
     @cached_property
     def _touched(self) -> set[int]:
-        return set(self._state.tally.touched(self._per_block).tolist())
+        return set(self._state.tally.touched(self.per_block).tolist())
 
     def _count_repeated(self, number: int, first: int) -> int:
         """Count what a repeated block leaks; return the last cluster that it says is in use."""
-        offset = self._block_offset(number)
+        offset = self.block_offset(number)
         if offset not in self._leaks:
-            used = np.flatnonzero(self._read(offset))
+            used = np.flatnonzero(self.read(offset))
             self._leaks[offset] = (len(used), int(used[-1]) if len(used) else -first)
         leaks, last = self._leaks[offset]
         self._state.findings.untold_leaks(leaks)
         return first + last
 
-    def _block_offset(self, number: int) -> int:
-        return int(self._table[number]) & REFCOUNT_OFFSET_MASK if number < len(self._table) else 0
+    def block_offset(self, number: int) -> int:
+        return int(self.table[number]) & REFCOUNT_OFFSET_MASK if number < len(self.table) else 0
 
-    def _read(self, offset: int) -> Refcounts:
+    def read(self, offset: int) -> Refcounts:
         """The refcounts of a block; all zero if there is none, or past the end of the file."""
         if not offset or offset >= self._state.file_size:
-            return np.zeros(self._per_block, np.uint8)
+            return np.zeros(self.per_block, np.uint8)
         data = self._state.storage.read_at(offset, self._state.geometry.cluster_size)
         return unpack_block(data, self._state.geometry.refcount_order)
 
@@ -205,7 +209,7 @@ class RefcountCheck:
 
     def _report_differences(self, first: int, refcounts: Refcounts, counted: Refcounts) -> None:
         findings = self._state.findings
-        counted = np.minimum(counted.astype(np.uint64), np.uint64(self._most))
+        counted = np.minimum(counted.astype(np.uint64), np.uint64(self.most))
         refcounts = refcounts.astype(np.uint64)
         for index in np.flatnonzero(refcounts != counted).tolist():
             if not findings.listening:
@@ -235,22 +239,22 @@ class RefcountCheck:
     def look_up(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """The refcounts of some clusters, and for which of them there is one to be had."""
         order = np.argsort(clusters, kind="stable")
-        numbers = clusters[order] // self._per_block
+        numbers = clusters[order] // self.per_block
         found = np.zeros(len(clusters), np.uint64)
         known = np.ones(len(clusters), np.bool_)
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for chosen in np.split(order, starts[1:]) if len(order) else ():
-            offset = self._block_offset(int(clusters[chosen[0]]) // self._per_block)
+            offset = self.block_offset(int(clusters[chosen[0]]) // self.per_block)
             if offset % self._state.geometry.cluster_size:
                 known[chosen] = False
             elif offset:
-                found[chosen] = self._keep(offset)[clusters[chosen] % self._per_block]
+                found[chosen] = self._keep(offset)[clusters[chosen] % self.per_block]
         return found, known
 
     def _keep(self, offset: int) -> Refcounts:
         block = self._kept.get(offset)
         if block is None:
-            block = self._kept[offset] = self._read(offset)
+            block = self._kept[offset] = self.read(offset)
             while len(self._kept) > 1 and len(self._kept) * block.nbytes > _KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
         return block

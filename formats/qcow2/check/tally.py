@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COPIED_MARK, UNCOPIED_MARK = 1, 2
 
 _BYTES_PER_CLUSTER = 3
+_MOST_IN_16_BITS = 0xFFFF
 #: Up to here an array is taken whatever the file stores.
 _ALWAYS_DENSE_BYTES = 192 << 20
 #: References that are collected before they are sorted in.
@@ -78,20 +79,29 @@ class DenseTally(Tally):
         super().__init__(clusters)
         self._counts: NDArray[Any] = np.zeros(clusters, np.uint16)
         self._marks = np.zeros(clusters, np.uint8)
+        #: No count can be higher.
+        self._bound = 0
 
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
-        self._make_room(self._counts[first : first + count], weight)
-        # Looked up again: making room replaces the array.
-        self._counts[first : first + count] += weight
+        self._bound += weight
+        counts = self._counts[first : first + count]
+        if self._bound > _MOST_IN_16_BITS and self._make_room(counts, weight):
+            counts = self._counts[first : first + count]
+        counts += weight
 
     def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
         if len(clusters):
-            self._make_room(self._counts[clusters], weight * len(clusters))
+            self._bound += weight * len(clusters)
+            if self._bound > _MOST_IN_16_BITS:
+                self._make_room(self._counts[clusters], weight * len(clusters))
             np.add.at(self._counts, clusters, weight)
 
-    def _make_room(self, counts: NDArray[Any], more: int) -> None:
-        if counts.dtype == np.uint16 and int(counts.max()) + more > 0xFFFF:
-            self._counts = self._counts.astype(np.uint64)
+    def _make_room(self, counts: NDArray[Any], more: int) -> bool:
+        """Take wider counters if ``more`` do not fit the present ones; say whether that was so."""
+        if counts.dtype != np.uint16 or int(counts.max()) + more <= _MOST_IN_16_BITS:
+            return False
+        self._counts = self._counts.astype(np.uint64)
+        return True
 
     def window(self, first: int, count: int) -> Counts:
         return self._counts[first : first + count]

@@ -1,0 +1,220 @@
+"""Repairing qcow2 images.
+
+What refers to what is believed, as far as it can be; the refcounts are made to agree with it. No
+sector that could be read before reads differently afterwards. The order:
+
+1. tables: entries that cannot be are mended, tables that lie upon something else move;
+2. refcounts: corrected where they lie, or written anew behind the end of the file;
+3. COPIED flags;
+4. a check of the result, and only if it finds nothing the dirty and corrupt bits are cleared.
+
+Each step is durable before the next, and each can be cut short: a repair after it begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from imgtool.errors import ImageError, ReadOnly
+from imgtool.findings import Findings
+from imgtool.format import CheckResult
+from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
+from imgtool.formats.qcow2.check.copied import check_copied
+from imgtool.formats.qcow2.check.l1 import L1Check
+from imgtool.formats.qcow2.check.refcounts import RefcountCheck
+from imgtool.formats.qcow2.check.state import State
+from imgtool.formats.qcow2.check.survey import count_references, count_structures, new_state
+from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps
+from imgtool.formats.qcow2.repair.copied import repair_copied
+from imgtool.formats.qcow2.repair.header import switch_header
+from imgtool.formats.qcow2.repair.overflow import Split
+from imgtool.formats.qcow2.repair.refcounts import (
+    blocks_alone,
+    correct,
+    rebuild,
+    table_shared,
+    uncounted,
+    usable,
+)
+from imgtool.formats.qcow2.repair.snapshots import readable_snapshots, write_snapshots
+from imgtool.formats.qcow2.repair.tables import TableRepair
+from imgtool.formats.qcow2.schema import Incompatible
+from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
+from imgtool.storage.base import Storage
+from imgtool.storage.overlay import OverlayStorage
+
+_MARKS = Incompatible.DIRTY | Incompatible.CORRUPT
+
+
+def repair(
+    storage: Storage,
+    what: str,
+    report: Callable[[str], None] | None = None,
+    *,
+    dry_run: bool = False,
+) -> CheckResult:
+    """Repair the image in ``storage``; see :class:`imgtool.format.Repair`."""
+    try:
+        if not dry_run:
+            return _Repair(storage, report).run(what)[1]
+        with OverlayStorage(storage) as overlay:
+            found, left = _Repair(overlay, report).run(what)
+            found.leaks_fixed, found.corruptions_fixed = left.leaks_fixed, left.corruptions_fixed
+            return found
+    except ImageError as error:
+        raise error.in_file(storage.name) from error.__cause__
+
+
+def repair_dirty(storage: Storage) -> None:
+    """Repair an image that was not closed properly, so that it can be written to.
+
+    Raises :class:`ReadOnly` if something is left that is wrong.
+    """
+    left = repair(storage, "all")
+    if left.corruptions or left.check_errors:
+        raise ReadOnly(
+            "The image was not closed properly (dirty bit), and could not be repaired: see "
+            f"imgtool check '{storage.name}'",
+            filename=storage.name,
+        )
+
+
+class _Survey(NamedTuple):
+    """All that refers to clusters, counted, and how it compares with the refcounts."""
+
+    state: State
+    tables: L1Check
+    refcounts: RefcountCheck
+
+
+class _Repair:
+    """One repair under way."""
+
+    def __init__(self, storage: Storage, report: Callable[[str], None] | None) -> None:
+        self._storage = storage
+        self._report = report
+        self._found = CheckResult()
+        self._findings = Findings(self._found, report)
+        self._header: Header
+        self._snapshots: list[Snapshot]
+        self._bitmaps: list[Bitmap]
+
+    def run(self, what: str) -> tuple[CheckResult, CheckResult]:
+        """Repair; return what was found, and what is left."""
+        left = self._all() if what == "all" else self._leaks()
+        left.leaks_fixed = max(0, self._found.leaks - left.leaks)
+        left.corruptions_fixed = max(0, self._found.corruptions - left.corruptions)
+        left.messages = self._found.messages
+        marked = self._header.incompatible & _MARKS
+        if marked and not (left.corruptions or left.check_errors):
+            unmarked = self._header.incompatible & ~_MARKS
+            switch_header(self._storage, replace(self._header, incompatible=unmarked))
+        return self._found, left
+
+    def _leaks(self) -> CheckResult:
+        """Lower what is counted too high, and change nothing else."""
+        self._header = read_header(self._storage)
+        self._bitmaps = read_bitmaps(self._storage, self._header)
+        self._snapshots = read_snapshots(self._storage, self._header)
+        survey, left = self._survey(self._findings), self._found
+        state, refcounts = survey.state, survey.refcounts
+        if self._found.corruptions and (
+            not blocks_alone(state, refcounts) or uncounted(state, refcounts)
+        ):
+            raise ImageError("The refcounts cannot be relied upon: repair them with -r all")
+        if self._found.leaks:
+            correct(state, refcounts, lower_only=True)
+            left = CheckResult()
+            survey = self._survey(Findings(left, self._report))
+        if survey.refcounts.copied_wrong or survey.tables.copied_unclear:
+            check_copied(survey.state, survey.refcounts)
+        return left
+
+    def _all(self) -> CheckResult:
+        """Repair everything."""
+        self._header = read_header(self._storage, for_repair=True)
+        self._header, self._bitmaps = sound_bitmaps(self._storage, self._header, self._findings)
+        self._snapshots, whole = readable_snapshots(self._storage, self._header, self._findings)
+        state, tables, old_end = self._repair_tables(whole)
+        refcounts = count_structures(state)
+        refcounts.compare(old_end)
+        survey = _Survey(state, tables, refcounts)
+        if self._split(state, tables) or old_end is not None:
+            survey = self._survey(Findings(CheckResult()))
+        survey = self._repair_refcounts(survey)
+        left = replace(survey.state.findings.result)
+        if survey.refcounts.copied_wrong or survey.tables.copied_unclear:
+            repair_copied(survey.state, survey.refcounts, self._findings)
+        return left
+
+    def _walk(self, findings: Findings) -> tuple[State, L1Check]:
+        state = new_state(self._storage, self._header, findings)
+        return state, count_references(state, self._snapshots, self._bitmaps)
+
+    def _survey(self, findings: Findings) -> _Survey:
+        state, tables = self._walk(findings)
+        refcounts = count_structures(state)
+        refcounts.compare()
+        return _Survey(state, tables, refcounts)
+
+    def _repair_tables(self, snapshots_whole: bool) -> tuple[State, L1Check, int | None]:
+        """Repair all tables; return what they refer to, and where the file's old clusters end.
+
+        What the repair itself has added is not among what was found; None says it has done nothing.
+        """
+        state, tables = self._walk(self._findings)
+        broken = self._found.corruptions > 0
+        repair = TableRepair(state, tables)
+        misplaced = repair.misplaced()
+        if misplaced:
+            self._findings.corruption(
+                "Repairing tables that share clusters, or end past the end of the file", misplaced
+            )
+        if not (broken or misplaced) and snapshots_whole:
+            return state, tables, None
+        before, old_header, old_end = self._snapshots, self._header, repair.fresh.next
+        self._header, self._snapshots = repair.run(before)
+        if repair.unreadable:
+            self._findings.tell(
+                f"{repair.unreadable} guest clusters could not be read: they are zeros now"
+            )
+        if not snapshots_whole or self._snapshots != before:
+            self._header = write_snapshots(
+                self._storage, self._header, self._snapshots, repair.fresh
+            )
+            self._snapshots = read_snapshots(self._storage, self._header)
+        self._storage.flush()
+        state, tables = self._walk(Findings(CheckResult()))
+        state.findings = self._findings
+        if self._header.snapshots_offset != old_header.snapshots_offset:
+            table_size = sum(snapshot.size_on_disk for snapshot in before)
+            state.count(old_header.snapshots_offset, table_size)
+        return state, tables, old_end
+
+    def _split(self, state: State, tables: L1Check) -> bool:
+        """Copy what more refer to than a refcount can say; return whether there was any."""
+        split = Split(state)
+        if not split.needed:
+            return False
+        split.tables(self._snapshots)
+        state, tables = self._walk(Findings(CheckResult()))
+        Split(state).data(tables)
+        return True
+
+    def _repair_refcounts(self, survey: _Survey) -> _Survey:
+        state, refcounts = survey.state, survey.refcounts
+        if usable(state, refcounts):
+            if not (self._found.corruptions or self._found.leaks):
+                return survey
+            correct(state, refcounts, lower_only=False)
+        else:
+            if table_shared(state):
+                self._findings.corruption("ERROR the refcount table shares its clusters")
+            self._findings.tell("Rebuilding refcount structure")
+            # Once more without the structures: nothing of them is kept.
+            state, _ = self._walk(Findings(CheckResult()))
+            self._header = rebuild(state)
+        return self._survey(Findings(CheckResult(), self._report))

@@ -1,0 +1,41 @@
+"""Bitmaps under repair.
+
+Bitmaps in which anything cannot be are dropped, all of them: QEMU does not open an image for
+writing with such bitmaps, and a backup that trusted what is left of them would miss changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from imgtool.errors import CorruptImage
+from imgtool.findings import Findings
+from imgtool.format import CheckResult
+from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
+from imgtool.formats.qcow2.check.extras import count_bitmaps
+from imgtool.formats.qcow2.check.survey import new_state
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.repair.header import switch_header
+from imgtool.formats.qcow2.schema import Autoclear, ExtensionType
+from imgtool.storage.base import Storage
+
+
+def sound_bitmaps(
+    storage: Storage, header: Header, findings: Findings
+) -> tuple[Header, list[Bitmap]]:
+    """Return the bitmaps of an image, and its header: without any if they were damaged."""
+    try:
+        bitmaps = read_bitmaps(storage, header)
+        state = new_state(storage, header, Findings(CheckResult()))
+        count_bitmaps(state, bitmaps)
+        reason = state.findings.result.messages
+    except CorruptImage as error:
+        reason = [error.reason]
+    if not reason:
+        return header, bitmaps
+    findings.corruption(f"Dropping all bitmaps: {reason[0]}")
+    dropped = replace(
+        header.with_extension(ExtensionType.BITMAPS, None),
+        autoclear=header.autoclear & ~Autoclear.BITMAPS,
+    )
+    return switch_header(storage, dropped), []

@@ -1,0 +1,191 @@
+"""L1 and L2 tables under repair: entries mended, and tables moved from where others lie.
+
+A table is changed in place only if nothing else lies in its cluster. Otherwise a mended copy goes
+behind the end of the file: what else refers to the cluster, a guest's data perhaps, keeps it as it
+is. The order of writes: tables that stay, then copies of those that move, then what names them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from imgtool.formats.qcow2.check.l1 import L1Check
+from imgtool.formats.qcow2.check.state import State
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.repair.entries import L2Repair, mend_l1
+from imgtool.formats.qcow2.repair.fresh import Fresh
+from imgtool.formats.qcow2.repair.header import switch_header
+from imgtool.formats.qcow2.schema import L1_OFFSET_MASK
+from imgtool.formats.qcow2.snapshots import Snapshot
+from imgtool.units import align_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Words = NDArray[np.uint64]
+
+#: Entries of an L1 table that are looked at together.
+_STEP = 1 << 17
+
+
+class TableRepair:
+    """Repairs the tables that ``tables`` has walked."""
+
+    def __init__(self, state: State, tables: L1Check) -> None:
+        self._state, self._storage = state, state.storage
+        self._tables = tables
+        self.fresh = Fresh(state)
+        self._l2 = L2Repair(state, self.fresh)
+        #: Host offsets of L2 tables that move, in order, and where they go.
+        self._from = np.empty(0, np.uint64)
+        self._to = np.empty(0, np.uint64)
+
+    @property
+    def unreadable(self) -> int:
+        """How many guest clusters could not be read, and are zeros now."""
+        return self._l2.unreadable
+
+    @property
+    def _crowded(self) -> NDArray[np.bool_]:
+        """Which of the L2 tables share their cluster with something that isn't that table."""
+        clusters = self._own >> self._state.geometry.cluster_bits
+        crowded: NDArray[np.bool_] = self._state.tally.of(clusters) > self._own_weights
+        return crowded
+
+    @property
+    def _own_places(self) -> NDArray[np.bool_]:
+        offsets, cluster_size = self._tables.offsets, self._state.geometry.cluster_size
+        inside = (offsets > 0) & (offsets < self._state.file_size)
+        possible: NDArray[np.bool_] = inside & (offsets % cluster_size == 0)
+        return possible
+
+    @property
+    def _own(self) -> NDArray[np.int64]:
+        """Host offsets of the L2 tables that can be."""
+        return self._tables.offsets[self._own_places]
+
+    @property
+    def _own_weights(self) -> Words:
+        return self._tables.weights[self._own_places]
+
+    def misplaced(self) -> int:
+        """How many tables lie where something else lies, or end past the end of the file."""
+        return (
+            int(np.count_nonzero(self._crowded))
+            + int(self._active_crowded())
+            + int(self._cut_off())
+        )
+
+    def _cut_off(self) -> bool:
+        end = int(self._own.max(initial=0)) + self._state.geometry.cluster_size
+        return end > self._storage.size() and len(self._own) > 0
+
+    def _active_crowded(self) -> bool:
+        header = self._state.header
+        return self._shared(header.l1_table_offset, header.l1_size * 8)
+
+    def _shared(self, offset: int, length: int) -> bool:
+        """Whether a range that was counted once has other references, or is not all in the file."""
+        if not length:
+            return False
+        if offset + length > self._state.file_size:
+            return True
+        geometry = self._state.geometry
+        counts = self._state.tally.window(
+            offset >> geometry.cluster_bits, geometry.clusters(length)
+        )
+        return bool((counts > 1).any())
+
+    # Repairing
+
+    def run(self, snapshots: list[Snapshot]) -> tuple[Header, list[Snapshot]]:
+        """Repair all tables; return the header as it is now, and the snapshots as they should be.
+
+        Writing the snapshot table is left to the caller.
+        """
+        crowded = self._crowded
+        if self._cut_off():
+            size = align_up(self._storage.size(), self._state.geometry.cluster_size)
+            self._storage.truncate(size)
+        self._mend_in_place(self._own[~crowded], self._own_weights[~crowded])
+        self._storage.flush()
+        self._move(self._own[crowded], self._own_weights[crowded])
+        self._storage.flush()
+        header = self._repair_active()
+        return header, [self._repair_snapshot(snapshot) for snapshot in snapshots]
+
+    def _mend_in_place(self, offsets: NDArray[np.int64], weights: Words) -> None:
+        stored = self._state.hold_data(offsets)
+        pairs = zip(offsets[stored].tolist(), weights[stored].tolist(), strict=True)
+        for offset, weight in pairs:
+            mended = self._l2.mend(self._read_l2(offset), weight)
+            if mended is not None:
+                self._storage.write_at(offset, table_bytes(mended))
+
+    def _move(self, offsets: NDArray[np.int64], weights: Words) -> None:
+        places = []
+        for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
+            words = self._read_l2(offset)
+            mended = self._l2.mend(words, weight)
+            places.append(self.fresh.place(table_bytes(words if mended is None else mended)))
+        self._from, self._to = offsets.astype(np.uint64), np.array(places, np.uint64)
+
+    def _read_l2(self, offset: int) -> Words:
+        return self._state.read_table(offset, self._state.geometry.cluster_size // 8)
+
+    def _mend_l1(self, words: Words) -> Words:
+        mended = mend_l1(self._state, words)
+        if len(self._from):
+            offsets = mended & np.uint64(L1_OFFSET_MASK)
+            places = np.minimum(np.searchsorted(self._from, offsets), len(self._from) - 1)
+            moves = self._from[places] == offsets
+            mended[moves] = self._to[places[moves]]
+        return mended
+
+    def _repair_active(self) -> Header:
+        header = self._state.header
+        if not self._active_crowded():
+            self._mend_l1_in_place(header.l1_table_offset, header.l1_size)
+            self._storage.flush()
+            return header
+        words = np.zeros(header.l1_size, np.uint64)
+        held = self._held(header.l1_table_offset, header.l1_size)
+        words[:held] = self._mend_l1(self._state.read_table(header.l1_table_offset, held))
+        offset = self.fresh.place(table_bytes(words))
+        return switch_header(self._storage, replace(header, l1_table_offset=offset))
+
+    def _held(self, offset: int, entries: int) -> int:
+        """How many entries of a table the file has."""
+        return max(0, min(entries, (self._state.file_size - offset) // 8))
+
+    def _mend_l1_in_place(self, offset: int, entries: int) -> None:
+        for start in range(0, entries, _STEP):
+            place, count = offset + 8 * start, min(_STEP, entries - start)
+            words = self._state.read_table(place, count)
+            mended = self._mend_l1(words)
+            if not np.array_equal(mended, words):
+                self._storage.write_at(place, table_bytes(mended))
+
+    def _repair_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Mend a snapshot's L1 table; one that can't be read becomes one without entries."""
+        offset = snapshot.l1_table_offset
+        entries = 0 if self._tables.fault(snapshot) else self._held(offset, snapshot.l1_size)
+        if not entries:
+            return replace(snapshot, l1_table_offset=0, l1_size=0)
+        if not self._shared(offset, entries * 8):
+            self._mend_l1_in_place(offset, entries)
+            return replace(snapshot, l1_size=entries)
+        words = self._state.read_table(offset, entries)
+        mended = self._mend_l1(words)
+        if not np.array_equal(mended, words):
+            offset = self.fresh.place(table_bytes(mended))
+        return replace(snapshot, l1_table_offset=offset, l1_size=entries)
+
+
+def table_bytes(words: Words) -> bytes:
+    """A table as it lies on disk."""
+    return (words.byteswap() if sys.byteorder == "little" else words).tobytes()

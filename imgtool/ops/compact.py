@@ -1,0 +1,264 @@
+"""Compact: give the host back what an image holds and does not need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from imgtool import registry
+from imgtool.chain import Opener, Reference
+from imgtool.device import BlockDevice
+from imgtool.errors import BadOption, CorruptImage, ImageError
+from imgtool.extent import Extent, Kind, coalesce
+from imgtool.ops.check import check
+from imgtool.ops.convert import blocks, convert
+from imgtool.ops.convert.plan import Window, windows
+from imgtool.progress import Progress
+from imgtool.storage.base import Storage
+from imgtool.units import align_down, align_up
+from imgtool.workers import Workers
+
+#: Windows that are read ahead of the one that is dealt with.
+_AHEAD = 8
+_BLOCK = 4096
+
+
+class Footprint(NamedTuple):
+    """What a file takes, in bytes: ``stored`` of the host's storage, and its ``length``."""
+
+    stored: int
+    length: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under the names that ``info`` has for them."""
+        return {"actual-size": self.stored, "file-length": self.length}
+
+
+class Compaction(NamedTuple):
+    """What an image's files took before they were compacted, and what they take now."""
+
+    before: Footprint
+    after: Footprint
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {"before": self.before.to_dict(), "after": self.after.to_dict()}
+
+
+def compact(
+    reference: Reference, *, opener: Opener | None = None, progress: Progress | None = None
+) -> Compaction:
+    """Give back, in place, what an image holds that is zeros, unused or lost. Contents stay.
+
+    What a snapshot shares and what is compressed stays as it is. The image is checked first, and
+    one that is damaged is refused with :class:`~imgtool.errors.CorruptImage`. Each step leaves a
+    whole image behind, so it may be interrupted at any time.
+    """
+    opener = opener or Opener()
+    _refuse_damage(reference, opener)
+    with replace(opener, writable=True).reference(reference) as device:
+        before = _footprint(device)
+        _give_back_zeros(device, progress)
+        device.trim()
+        return Compaction(before, _footprint(device))
+
+
+def compact_into(
+    reference: Reference,
+    target: str,
+    *,
+    compress: bool | None = None,
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+) -> Compaction:
+    """Write an image like this one, and no larger than it need be, to ``target``.
+
+    A file of that name, which may be the image itself, is replaced in one step when the new one is
+    whole. ``compress`` is by default what the image is, if any of it is compressed. Raises
+    :class:`~imgtool.errors.BadOption` for an image of which a part would be lost.
+    """
+    opener = replace(opener or Opener(), writable=False)
+    with opener.reference(reference) as device:
+        before = _footprint(device)
+        options, backing, backing_format = _likeness(device)
+        if compress is None:
+            compress = any(
+                extent.kind is Kind.COMPRESSED and not extent.depth for extent in device.extents()
+            )
+        if backing is not None and not os.path.isabs(backing):
+            own, new = (os.path.realpath(os.path.dirname(p)) for p in (device.name, target))
+            backing = backing if own == new else os.path.join(own, backing)
+        form = device.format
+    with _replacing(target) as path:
+        convert(
+            [replace(reference, format=form)],
+            Reference(path, form),
+            format=form,
+            options=options,
+            compress=compress,
+            backing=backing,
+            backing_format=backing_format,
+            opener=opener,
+            target_cache="writeback",
+            progress=progress,
+        )
+        with replace(opener, follow=False).reference(Reference(path, form)) as made:
+            after = _footprint(made)
+    return Compaction(before, after)
+
+
+def _refuse_damage(reference: Reference, opener: Opener) -> None:
+    chosen = reference.format
+    with replace(opener, follow=False, writable=False).reference(reference) as device:
+        chosen = device.format
+    if registry.find(chosen).load_checker() is None:
+        return
+    found = check(reference, opener=replace(opener, writable=False))
+    if found.corruptions or found.check_errors:
+        raise CorruptImage("It is damaged, and is compacted only once it is repaired").in_file(
+            found.filename
+        )
+
+
+def _footprint(device: BlockDevice) -> Footprint:
+    files = [child for child in device.children.values() if isinstance(child, Storage)]
+    return Footprint(
+        sum(storage.allocated() for storage in files), sum(storage.size() for storage in files)
+    )
+
+
+# In place
+
+
+def _give_back_zeros(device: BlockDevice, progress: Progress | None) -> None:
+    unit = max(_BLOCK, device.limits.alignment)
+    waiting: deque[tuple[Window, Future[blocks.Blocks]]] = deque()
+
+    def settle() -> None:
+        window, future = waiting.popleft()
+        for empty, first, end in blocks.runs(future.result()):
+            if empty:
+                start = window.offset + first * unit
+                stop = min(window.offset + end * unit, window.offset + window.length)
+                device.reclaim(start, stop - start)
+        if progress is not None:
+            progress(window.offset + window.length, device.size)
+
+    with Workers() as workers:
+        # Where the host file has holes is looked at in detail when it is read.
+        extents = coalesce(extent._replace(hole=False) for extent in device.reclaimable())
+        for window in windows(extents, device.size, max(2 << 20, unit)):
+            waiting.append((window, workers.submit(_empty_units, window, unit, device.size)))
+            if len(waiting) > _AHEAD:
+                settle()
+        while waiting:
+            settle()
+    if progress is not None:
+        progress(device.size, device.size)
+
+
+def _empty_units(window: Window, unit: int, size: int) -> blocks.Blocks:
+    """The units of a window that are held whole, and all zeros."""
+    import numpy as np
+
+    count = -(-window.length // unit)
+    held = np.zeros(count, dtype=np.bool_)
+    nonzero = np.zeros(count, dtype=np.bool_)
+    for part in window.data:
+        first = align_up(part.offset - window.offset, unit) // unit
+        end = part.end - window.offset
+        last = -(-end // unit) if part.end == size else align_down(end, unit) // unit
+        if first >= last:
+            continue
+        held[first:last] = True
+        nonzero[first:last] = _nonzero(part.clip(window.offset + first * unit, part.end), unit)[
+            : last - first
+        ]
+    return held & ~nonzero
+
+
+def _nonzero(part: Extent, unit: int) -> blocks.Blocks:
+    """For each unit of a part, which begins with one: whether it holds anything but zeros."""
+    import numpy as np
+
+    assert part.storage is not None
+    assert part.host_offset is not None
+    length = align_up(part.length, unit)
+    stored = [
+        found for found in part.storage.ranges(part.host_offset, part.length) if found.is_data
+    ]
+    if not stored:
+        return np.zeros(length // unit, dtype=np.bool_)
+    buffer = bytearray(length)
+    view = memoryview(buffer)
+    for found in stored:
+        start = found.offset - part.host_offset
+        part.storage.read_into(found.offset, view[start : start + found.length])
+    return blocks.nonzero_blocks(buffer, length, unit)
+
+
+# Into a new file
+
+
+def _likeness(device: BlockDevice) -> tuple[dict[str, object], str | None, str | None]:
+    """The options that make an image like this one, and its backing file's name and format."""
+    if device.stored_snapshots:
+        raise BadOption(
+            "A new image would lack its internal snapshots: compact it in place",
+            filename=device.name,
+        )
+    if device.stored_bitmaps:
+        raise BadOption(
+            "A new image would lack its persistent bitmaps: compact it in place",
+            filename=device.name,
+        )
+    if "data-file" in device.children:
+        raise BadOption(
+            "Its data lies in a file of its own: compact it in place", filename=device.name
+        )
+    describer = registry.find(device.format).load_describer()
+    described = None if describer is None else describer(device)
+    if described is not None and described.encrypted:
+        raise BadOption("It is encrypted: compact it in place", filename=device.name)
+    backing = None if described is None else described.backing_filename
+    backing_format = None if described is None else described.backing_format
+    return dict(device.creation_options), backing, backing_format
+
+
+@contextlib.contextmanager
+def _replacing(target: str) -> Iterator[str]:
+    """Give the path of a file beside ``target``, which takes its place if all goes well."""
+    final = os.path.realpath(target)
+    if os.path.exists(final) and not os.path.isfile(final):
+        raise ImageError("It is not a regular file, and is not replaced", filename=target)
+    directory, name = os.path.split(final)
+    path = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.new")
+    try:
+        yield path
+        if os.path.exists(final):
+            shutil.copymode(final, path)
+            with contextlib.suppress(OSError):
+                status = os.stat(final)
+                os.chown(path, status.st_uid, status.st_gid)
+        os.replace(path, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    _sync_directory(directory)
+
+
+def _sync_directory(path: str) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -24,20 +24,23 @@ def merge(material: bytes, stripes: int, hash: str) -> bytes:
 
 def _diffused(material: bytes, length: int, hash: str) -> bytes:
     """All stripes mixed into one, which every bit of each of them changes."""
-    mixed = bytes(length)
-    for start in range(0, len(material), length):
-        mixed = _diffuse(_xor(mixed, material[start : start + length]), hash)
-    return mixed
-
-
-def _diffuse(block: bytes, hash: str) -> bytes:
-    """Hash each digest's length of ``block``, with its number in front of it."""
-    step = hashlib.new(hash).digest_size
+    start = hashlib.new(hash)
+    step = start.digest_size
+    # Each piece of a digest's length is hashed with its number in front of it.
     pieces = [
-        hashlib.new(hash, number.to_bytes(4, "big") + block[start : start + step]).digest()
-        for number, start in enumerate(range(0, len(block), step))
+        (number.to_bytes(4, "big"), slice(place, place + step))
+        for number, place in enumerate(range(0, length, step))
     ]
-    return b"".join(pieces)[: len(block)]
+    mixed = bytes(length)
+    for stripe in range(0, len(material), length):
+        block = _xor(mixed, material[stripe : stripe + length])
+        digests = []
+        for number, piece in pieces:
+            digest = start.copy()
+            digest.update(number + block[piece])
+            digests.append(digest.digest())
+        mixed = b"".join(digests)[:length]
+    return mixed
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import pytest
 
 from imgtool import registry
+from imgtool.chain import Source
 from imgtool.device import BlockDevice
 from imgtool.errors import OutOfRange, ReadOnly, WrongFormat
 from imgtool.extent import Kind
@@ -80,10 +81,17 @@ class ReadContract(abc.ABC):
 
     #: The format's name in the registry.
     format: ClassVar[str]
+    #: What unlocks the images, if they are encrypted.
+    password: ClassVar[str | None] = None
     #: By name: the options with which :meth:`make` is called.
     option_sets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     #: The option sets whose images cannot say where they hold zeros.
     opaque: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def open_disk(cls, source: Source, format: str | None = None, **how: Any) -> BlockDevice:
+        """Open an image as :func:`tests.kit.disks.open_disk` does, with the format's password."""
+        return open_disk(source, format, password=cls.password, **how)
 
     @abc.abstractmethod
     def make(self, folder: Path, content: Content, size: int, options: Mapping[str, Any]) -> Path:
@@ -117,7 +125,7 @@ class ReadContract(abc.ABC):
 
     @pytest.fixture
     def device(self, image: Path) -> Iterator[BlockDevice]:
-        with open_disk(image, self.format) as device:
+        with self.open_disk(image, self.format) as device:
             yield device
 
     # What it is
@@ -146,7 +154,7 @@ class ReadContract(abc.ABC):
             assert registry.probe(storage).name == self.format
 
     def test_opened_without_a_format(self, image: Path, content: bytes) -> None:
-        with open_disk(image) as device:
+        with self.open_disk(image) as device:
             assert device.format == self.format
             assert device.read_at(0, 1000) == content[:1000]
 
@@ -157,7 +165,7 @@ class ReadContract(abc.ABC):
         for data in (b"", b"x", bytes(4096), bytes(range(256)) * 64):
             other.write_bytes(data)
             with pytest.raises(WrongFormat, match="not in"):
-                open_disk(other, self.format)
+                self.open_disk(other, self.format)
 
     # Reading
 
@@ -241,12 +249,12 @@ class ReadContract(abc.ABC):
     # Extents
 
     def test_extents(self, device: BlockDevice, content: bytes) -> None:
-        check_extents(device, content)
+        check_extents(device, content, encrypted=self.password is not None)
 
     def test_extents_of_parts(self, device: BlockDevice, content: bytes) -> None:
         whole = list(device.extents())
         for offset, length in [(0, 1), (1, 511), (65_535, 2), (100, SIZE - 200), (SIZE - 1, 1)]:
-            check_extents(device, content, offset, length)
+            check_extents(device, content, offset, length, encrypted=self.password is not None)
             expected = [
                 extent.clip(offset, offset + length)
                 for extent in whole
@@ -344,20 +352,20 @@ class ReadContract(abc.ABC):
         opened: list[Any] = [str(image), image, FileStorage.open(image)]
         opened += [MemoryStorage(image.read_bytes()), io.BytesIO(image.read_bytes())]
         for source in opened:
-            with open_disk(source, self.format, policy=ANY) as device:
+            with self.open_disk(source, self.format, policy=ANY) as device:
                 assert device.read_at(199_990, len(check)) == check
         with image.open("rb") as file:
-            with open_disk(file, self.format, policy=ANY) as device:
+            with self.open_disk(file, self.format, policy=ANY) as device:
                 assert device.read_at(199_990, len(check)) == check
             assert not file.closed
         with (
             image.open("rb") as file,
-            open_disk(FileObjectStorage(file), self.format, policy=ANY) as device,
+            self.open_disk(FileObjectStorage(file), self.format, policy=ANY) as device,
         ):
             assert device.read_at(199_990, len(check)) == check
 
     def test_close_twice(self, image: Path) -> None:
-        device = open_disk(image, self.format)
+        device = self.open_disk(image, self.format)
         children = list(device.children.values())
         device.close()
         device.close()
@@ -369,13 +377,13 @@ class ReadContract(abc.ABC):
     def test_no_descriptor_is_left_open(self, image: Path) -> None:
         before = _descriptors()
         for _ in range(3):
-            with open_disk(image, self.format) as device:
+            with self.open_disk(image, self.format) as device:
                 device.read_at(0, 1)
         assert _descriptors() == before
 
     def test_reading_leaves_the_file_alone(self, image: Path) -> None:
         before = image.read_bytes()
-        with open_disk(image, self.format) as device:
+        with self.open_disk(image, self.format) as device:
             device.read_at(0, device.size)
             device.flush()
         assert image.read_bytes() == before

@@ -10,6 +10,7 @@ from itertools import pairwise
 from imgtool.chain import Opener, OpenPolicy, Reference, Source, Trust, open_image
 from imgtool.device import BlockDevice
 from imgtool.extent import Kind
+from imgtool.secrets import Secret, Secrets
 
 CONFINED = OpenPolicy(Trust.CONFINED)
 ANY = OpenPolicy(Trust.ANY)
@@ -26,9 +27,11 @@ def open_disk(
     writable: bool = False,
     follow: bool = True,
     share: bool = False,
+    password: str | None = None,
 ) -> BlockDevice:
     """Open an image with its chain, under a policy that the environment has no say in."""
-    opener = Opener(policy=policy, writable=writable, follow=follow, share=share)
+    secrets = Secrets(password=None if password is None else Secret(password))
+    opener = Opener(policy=policy, writable=writable, follow=follow, share=share, secrets=secrets)
     return open_image(Reference(source, format, options or {}, children or {}), opener)
 
 
@@ -92,9 +95,17 @@ def check_threads(
 
 
 def check_extents(
-    device: BlockDevice, content: bytes, offset: int = 0, length: int | None = None
+    device: BlockDevice,
+    content: bytes,
+    offset: int = 0,
+    length: int | None = None,
+    *,
+    encrypted: bool = False,
 ) -> None:
-    """Extents must cover the range without gaps, be coalesced, and say nothing untrue."""
+    """Extents must cover the range without gaps, be coalesced, and say nothing untrue.
+
+    Of ``encrypted`` disks they must not say where anything lies: it does not lie there as it is.
+    """
     if length is None:
         length = device.size - offset
     found = list(device.extents(offset, length))
@@ -113,7 +124,9 @@ def check_extents(
         if extent.kind is Kind.COMPRESSED:
             assert extent.host_offset is None, extent
             assert extent.file is None
-        if extent.kind is Kind.DATA:
+        if encrypted and not extent.depth:
+            assert (extent.storage, extent.host_offset) == (None, None), extent
+        elif extent.kind is Kind.DATA:
             assert extent.storage is not None
             assert extent.host_offset is not None
         if extent.host_offset is not None and extent.kind is Kind.DATA:

@@ -10,7 +10,7 @@ import abc
 import io
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from imgtool.chain import Source
 from imgtool.device import BlockDevice
 from imgtool.errors import OutOfRange
 from tests.kit.disks import check_extents, check_read, check_reads, open_disk
@@ -49,8 +50,15 @@ class WriteContract(abc.ABC):
     """What writing to any image must do."""
 
     format: ClassVar[str]
+    #: What unlocks the images, if they are encrypted.
+    password: ClassVar[str | None] = None
     #: By name: the options with which :meth:`make` is called.
     option_sets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+
+    @classmethod
+    def open_disk(cls, source: Source, format: str | None = None, **how: Any) -> BlockDevice:
+        """Open an image as :func:`tests.kit.disks.open_disk` does, with the format's password."""
+        return open_disk(source, format, password=cls.password, **how)
 
     @abc.abstractmethod
     def make(self, folder: Path, size: int, options: Mapping[str, Any]) -> tuple[Path, bytes]:
@@ -83,7 +91,11 @@ class WriteContract(abc.ABC):
     ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path, content = self.make(Path(folder), SIZE, options)
-            writer = _Writer(path, self.format, content)
+            writer = _Writer(
+                lambda: self.open_disk(path, self.format, writable=True),
+                content,
+                encrypted=self.password is not None,
+            )
             try:
                 for operation in operations:
                     writer.do(*operation)
@@ -94,18 +106,18 @@ class WriteContract(abc.ABC):
 
     def finish(self, path: Path, oracle: OracleDisk) -> None:
         """Read back what an image holds once it is closed."""
-        with open_disk(path, self.format) as device:
+        with self.open_disk(path, self.format) as device:
             content = device.read_at(0, device.size)
             assert oracle.agrees(content)
             check_reads(device, content, count=10)
-            check_extents(device, content)
+            check_extents(device, content, encrypted=self.password is not None)
         self.judge(path, oracle)
 
     def test_every_length_at_every_edge(self, tmp_path: Path, options: Mapping[str, Any]) -> None:
         path, content = self.make(tmp_path, SIZE, options)
         oracle = OracleDisk(SIZE)
         oracle.write(0, content)
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
             for edge in (0, 65536, 1 << 20, 2 << 20, SIZE):
                 for start in (edge - 65537, edge - 513, edge - 1, edge, edge + 1):
                     for length in (1, 2, 513, 65536 + 2):
@@ -123,7 +135,7 @@ class WriteContract(abc.ABC):
         oracle = OracleDisk(SIZE)
         oracle.write(0, content)
         part = SIZE // 8 + 13
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
 
             def work(number: int) -> None:
                 chance = random.Random(number)
@@ -143,7 +155,7 @@ class WriteContract(abc.ABC):
 
     def test_outside_the_disk(self, tmp_path: Path, options: Mapping[str, Any]) -> None:
         path, content = self.make(tmp_path, SIZE, options)
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
             for offset, length in [(-1, 1), (SIZE, 1), (SIZE - 1, 2), (1 << 62, 1), (-512, 512)]:
                 with pytest.raises(OutOfRange):
                     device.write_at(offset, bytes(length))
@@ -164,7 +176,7 @@ class WriteContract(abc.ABC):
         oracle = OracleDisk(SIZE)
         oracle.write(0, content)
         buffers = [bytearray(b"ab"), memoryview(b"xcdx")[1:3], np.arange(6, dtype=">u2")]
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
             for number, buffer in enumerate(buffers):
                 device.write_at(number * 1000, buffer)
                 oracle.write(number * 1000, memoryview(buffer).tobytes())
@@ -175,7 +187,7 @@ class WriteContract(abc.ABC):
         path, content = self.make(tmp_path, SIZE, options)
         oracle = OracleDisk(SIZE)
         oracle.write(0, content)
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
             file = device.as_file()
             assert file.writable()
             file.seek(100)
@@ -199,25 +211,22 @@ class WriteContract(abc.ABC):
         self, tmp_path: Path, options: Mapping[str, Any]
     ) -> None:
         path, _ = self.make(tmp_path, SIZE, options)
-        with open_disk(path, self.format, writable=True) as device:
+        with self.open_disk(path, self.format, writable=True) as device:
             device.write_at(1_000_000, b"flushed")
             device.flush()
-            with open_disk(path, self.format, share=True) as other:
+            with self.open_disk(path, self.format, share=True) as other:
                 assert other.read_at(1_000_000, 7) == b"flushed"
 
 
 class _Writer:
     """A disk being written to, with its oracle."""
 
-    def __init__(self, path: Path, format: str, content: bytes) -> None:
-        self.path = path
-        self.format = format
+    def __init__(self, open: Callable[[], BlockDevice], content: bytes, *, encrypted: bool) -> None:
+        self._open = open
+        self._encrypted = encrypted
         self.oracle = OracleDisk(len(content))
         self.oracle.write(0, content)
         self.device = self._open()
-
-    def _open(self) -> BlockDevice:
-        return open_disk(self.path, self.format, writable=True)
 
     def do(self, kind: str, step: int, where: int, length: int) -> None:
         size = self.oracle.size
@@ -243,10 +252,12 @@ class _Writer:
         else:
             new = -(-where // 512) * 512
             self.device.resize(new)
+            if new > size and self.device.stores_zeros:
+                self.device.write_zeroes(size, new - size)
             self.oracle.resize(new)
 
     def compare(self) -> None:
         assert self.device.size == self.oracle.size
         content = self.device.read_at(0, self.device.size)
         assert self.oracle.agrees(content)
-        check_extents(self.device, content)
+        check_extents(self.device, content, encrypted=self._encrypted)

@@ -335,10 +335,16 @@ class CopyEngine:
             raise self._read_error(error) from error.cause
 
     def _read_error(self, error: ReadFailed) -> ImageError:
-        return ImageError(f"error while reading at byte {error.offset}: {describe(error.cause)}")
+        return ImageError(
+            f"error while reading at byte {error.offset}: {describe(error.cause)}",
+            filename=_file_of(error.cause) or self._job.source.name,
+        )
 
     def _write_error(self, error: _WriteFailed) -> ImageError:
-        return ImageError(f"error while writing at byte {error.offset}: {describe(error.cause)}")
+        return ImageError(
+            f"error while writing at byte {error.offset}: {describe(error.cause)}",
+            filename=_file_of(error.cause),
+        )
 
     def _buffer(self) -> bytearray:
         return self._free.pop() if self._free else bytearray(self._window)
@@ -354,6 +360,12 @@ class CopyEngine:
     def _report(self, done: int) -> None:
         if self._job.progress is not None:
             self._job.progress(done, self._size)
+
+
+def _file_of(error: Exception) -> str | None:
+    """The file that an error befell, which may lie below the image that was asked for."""
+    name = getattr(error, "filename", None)
+    return name if isinstance(name, str) else None
 
 
 class _WriteFailed(Exception):

@@ -76,6 +76,8 @@ class ReadFailed(Exception):
 
 def describe(error: Exception) -> str:
     """What went wrong, without the names of files."""
+    if isinstance(error, ImageError):
+        return error.reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)

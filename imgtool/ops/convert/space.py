@@ -53,4 +53,10 @@ def _needed(plan: CreatePlan, source: BlockDevice, base: BlockDevice | None, all
     if measurer is None or plan.format.name == "raw":
         # A raw file is as long as its disk, but takes only what is written.
         return sum(extent.length for extent in extents if not extent.reads_zero)
-    return measurer(source.size, plan.options, extents).required
+    # How much an overlay shares with its backing image is known here, unlike to a measurer.
+    options = {
+        name: value
+        for name, value in plan.options.items()
+        if name not in ("backing_file", "backing_fmt")
+    }
+    return measurer(source.size, options, extents).required

@@ -50,6 +50,13 @@ class OpenPolicy:
     trust: Trust = Trust.CONFINED
     allowed_paths: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.trust, Trust):
+            raise TypeError(f"trust is a Trust, not {self.trust!r}")
+        # A string is a sequence of strings, too, and "/" is often the first.
+        if isinstance(self.allowed_paths, (str, os.PathLike)):
+            raise TypeError("allowed_paths is a tuple of directories, not one of them")
+
     @classmethod
     def default(cls) -> OpenPolicy:
         """The policy that ``IMGTOOL_TRUST`` in the environment asks for, else confined."""

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 
 from imgtool.errors import BadOption
+
+_LIKE_A_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+#: What QEMU takes for a place elsewhere, so that nobody expects a file of that name.
+_PROTOCOLS = frozenset(
+    (
+        *("blkdebug", "blkverify", "fat", "fd", "ftp", "ftps", "gluster", "host_cdrom"),
+        *("host_device", "http", "https", "iscsi", "iser", "nbd", "nfs", "nvme", "rbd", "ssh"),
+    )
+)
 
 
 def file_path(name: str) -> str:
@@ -15,9 +26,26 @@ def file_path(name: str) -> str:
     if name.startswith("file:") and not name.startswith("file://"):
         return name[len("file:") :]
     protocol, colon, rest = name.partition(":")
-    if colon and (protocol == "json" or (rest.startswith("//") and "/" not in protocol)):
-        raise BadOption(f"'{name}' is not the path of a file")
+    if colon and (
+        protocol == "json"
+        or protocol in _PROTOCOLS
+        or (rest.startswith("//") and "/" not in protocol)
+    ):
+        raise BadOption(
+            f"'{name}' is not the path of a file; one that has such a name is './{name}'"
+        )
     return name
+
+
+def recorded_path(name: str) -> str:
+    """Return what an image records for the file that the user calls ``name``: mostly just that.
+
+    A relative path that begins like a protocol would be taken for one by whoever opens the image.
+    """
+    protocol = _LIKE_A_PROTOCOL.match(name)
+    if protocol is None or protocol[1] in _PROTOCOLS or protocol[1] in ("file", "json"):
+        return name
+    return name if name[protocol.end() :].startswith("//") or os.name == "nt" else f"./{name}"
 
 
 def same_file(first: str, second: str) -> bool:

@@ -45,7 +45,10 @@ def parse_size(text: str | int) -> int:
             whole, _, fraction = number.partition(".")
             # Exact decimal arithmetic: floats lose bytes above 2**53.
             scale = 10 ** len(fraction)
-            value = (int(whole or "0") * scale + int(fraction or "0")) * (1 << shift) // scale
+            if not shift:
+                raise BadOption(f"Invalid size '{text}': bytes have no fractions, so give a unit")
+            value = (int(whole or "0") * scale + int(fraction or "0")) * (1 << shift)
+            value = (2 * value + scale) // (2 * scale)
         else:
             value = int(number) << shift
     if not 0 <= value <= MAX_SIZE:

@@ -18,7 +18,7 @@ from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
 from imgtool.format import Format, NewImage
-from imgtool.names import file_path, same_file
+from imgtool.names import file_path, recorded_path, same_file
 from imgtool.secrets import Secret, Secrets
 from imgtool.storage.base import Storage
 from imgtool.units import parse_size
@@ -111,9 +111,11 @@ def _plan(
         wanted = parse_size(size)
     data_file = options.get("data_file")
     if data_file is not None:
-        options["data_file"] = file_path(data_file)
+        options["data_file"] = file_path(recorded_path(data_file))
         if _is(target, beside(target, options["data_file"])):
             raise BadOption("An image cannot be its own data file")
+    if options.get("backing_file"):
+        options["backing_file"] = recorded_path(options["backing_file"])
     backing_size = _check_backing(target, options, unsafe, opener)
     if wanted is None:
         wanted = backing_size

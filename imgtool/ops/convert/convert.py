@@ -104,7 +104,8 @@ def convert(
                     opening.reference(Reference(name, plan.options["backing_fmt"]))
                 )
             _refuse_files_in_use(plan, source, base)
-            if check_space and not compress:
+            if check_space and not compress and not salvage:
+                # What is to be salvaged may have no mapping to judge by.
                 check_free_space(plan, source, base, allocate=sparse_size == 0)
             image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
             device, finish = image.device, image.finish

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -125,7 +125,18 @@ class CopyEngine:
             return differing(job.source, job.base)
         if job.sparse_size == 0:
             return all_of(self._size)
-        return job.source.extents()
+        return self._mapped() if job.salvage else job.source.extents()
+
+    def _mapped(self) -> Iterator[Extent]:
+        """What is mapped, as far as that can be read; the rest is tried piece by piece."""
+        end = 0
+        try:
+            for extent in self._job.source.extents():
+                yield extent
+                end = extent.end
+        except (OSError, ImageError) as error:
+            self._job.warn(f"error while reading block status at offset {end}: {describe(error)}")
+            yield Extent(end, self._size - end, Kind.DATA)
 
     # On the threads
 

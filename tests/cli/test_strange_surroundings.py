@@ -1,0 +1,95 @@
+"""Commands whose output goes nowhere, that are told to end, and names that look like protocols."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import imgtool
+from imgtool import OpenPolicy, Trust
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-m", "imgtool"]
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    script = f'imgtool() {{ "{sys.executable}" -m imgtool "$@"; }}\n{script}'
+    return subprocess.run(
+        ["sh", "-c", script],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_closed_stdout(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    for arguments in ("info a.qcow2", "check a.qcow2", "map --output json a.qcow2", "--help"):
+        done = shell(f"imgtool {arguments} >&-", tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert shell("imgtool convert -p -O raw a.qcow2 b.raw >&-", tmp_path).returncode == 0
+    assert (tmp_path / "b.raw").stat().st_size == 1 << 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_target_goes_when_the_command_is_told_to_end(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "a.raw").write_bytes(os.urandom(8 << 20))
+    running = subprocess.Popen(
+        [*COMMAND, "convert", "-r", "1M", "-f", "raw", "-O", "raw", "a.raw", "b.raw"],
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(600):
+        if (tmp_path / "b.raw").exists():
+            break
+        time.sleep(0.05)
+    running.send_signal(number)
+    assert running.wait(60) == 130
+    assert not (tmp_path / "b.raw").exists()
+
+
+def test_names_with_colons_are_recorded_as_paths(tmp_path: Path) -> None:
+    script = """
+        imgtool create -q -f qcow2 a:b 1M
+        imgtool create -q -f qcow2 -b a:b -F qcow2 over.qcow2
+        imgtool create -q -f qcow2 -o data_file=d:f data.qcow2 1M
+        imgtool convert -O raw over.qcow2 1.raw && imgtool convert -O raw data.qcow2 2.raw
+    """
+    done = shell(script, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert imgtool.info(tmp_path / "over.qcow2").backing_filename == "./a:b"
+    assert shell("imgtool create -f raw nbd:localhost:10809 1M", tmp_path).returncode == 1
+    assert not (tmp_path / "nbd:localhost:10809").exists()
+
+
+def test_policies_are_not_misunderstood() -> None:
+    with pytest.raises(TypeError):
+        OpenPolicy("none")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        OpenPolicy(Trust.CONFINED, "/srv/images")  # type: ignore[arg-type]
+
+
+def test_salvage_of_a_damaged_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "a.qcow2"
+    imgtool.create(path, "4M")
+    with imgtool.open(path, writable=True) as disk:
+        disk.write_at(0, b"x" * (1 << 20))
+        table = next(disk.extents()).host_offset
+    assert table is not None
+    damaged = bytearray(path.read_bytes())
+    first = damaged.index((table | 1 << 63).to_bytes(8, "big"))
+    damaged[first + 8 * 8 + 6] |= 2  # the ninth entry no longer points at a cluster
+    path.write_bytes(damaged)
+    told: list[str] = []
+    imgtool.convert(path, tmp_path / "b.raw", salvage=True, warn=told.append)
+    found = (tmp_path / "b.raw").read_bytes()
+    assert found[: 8 << 16] == b"x" * (8 << 16)
+    assert found[8 << 16 : 9 << 16] == bytes(1 << 16)
+    assert found[9 << 16 : 1 << 20] == b"x" * (7 << 16)
+    assert told

@@ -448,7 +448,12 @@ def test_committing_and_rebasing(raw: Path, tmp_path: Path) -> None:
     encrypt(raw, base, "qcow2", QCOW2)
     encrypt(raw, other, "qcow2", QCOW2)
     imgtool.create(
-        top, backing_file="base.q", backing_format="qcow2", password=PASSWORD, encrypt_iter_time=1
+        top,
+        format="qcow2",
+        backing_file="base.q",
+        backing_format="qcow2",
+        password=PASSWORD,
+        encrypt_iter_time=1,
     )
     expected = bytearray(raw.read_bytes())
     with imgtool.open(top, writable=True, password=PASSWORD) as disk:
@@ -475,7 +480,9 @@ def test_old_aes_is_only_read(images: Twins) -> None:
     with pytest.raises(ReadOnly, match=r"encrypt\.format=luks"):
         imgtool.open(path, writable=True, password=PASSWORD)
     with pytest.raises(BadOption, match=r"encrypt\.format=luks"):
-        imgtool.create(images.qemu / "y.q", "1M", encrypt_format="aes", password=PASSWORD)
+        imgtool.create(
+            images.qemu / "y.q", "1M", format="qcow2", encrypt_format="aes", password=PASSWORD
+        )
     # Nothing in the image tells a wrong password.
     with imgtool.open(path, password="wrong") as disk:
         assert disk.read_at(0, 512) != _NOISE[:512]
@@ -496,6 +503,6 @@ def test_compression_is_refused(images: Twins) -> None:
     assert images.alike(*arguments) == 1
     with pytest.raises(BadOption, match="Compression and encryption"):
         imgtool.convert(
-            images.qemu / "a.raw", images.qemu / "x.q", create=False, compress=True,
-            target_password=PASSWORD,
+            images.qemu / "a.raw", images.qemu / "x.q", format="qcow2", create=False,
+            compress=True, target_password=PASSWORD,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.chart import draw
-from benchmarks.inputs import FULL, QUICK, Inputs, Scale
+from benchmarks.inputs import FULL, QUICK, Inputs
 from benchmarks.model import Row
 from benchmarks.report import goals_table, render, times_table
 from benchmarks.results import Results
@@ -32,28 +32,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         inputs = Inputs(folder, scale)
         where = options.results or (inputs.folder if options.quick else _HERE)
         results = Results(where / "results.json")
+        failed = False
         try:
             if options.what == "scaling":
                 _run_scaling(inputs, results, options.runs or 3)
             elif options.what == "table":
                 chosen = [row for row in ROWS if not options.only or row.name in options.only]
-                run_rows(chosen, inputs, results, options.runs or scale.runs)
+                failed = not run_rows(chosen, inputs, results, options.runs or scale.runs)
         except KeyboardInterrupt:
             print("interrupted: the rows that had ended are kept", file=sys.stderr)
             return 130
         finally:
             write(results, where)
         print(f"\n{goals_table(results)}\n{times_table(results)}")
-    return 0
+        if options.quick:
+            print("Small inputs: sizes that the table names are those of the full run.")
+    return int(failed)
 
 
-def run_rows(rows: Sequence[Row], inputs: Inputs, results: Results, runs: int) -> None:
-    """Run each row and record it."""
-    scale: Scale = inputs.scale
+def run_rows(rows: Sequence[Row], inputs: Inputs, results: Results, runs: int) -> bool:
+    """Run each row and record it; return whether none failed."""
+    scale = inputs.scale
+    passed = True
     for row in rows:
-        contenders = row.contenders(inputs)
         print(row.name, flush=True)
-        results.put_row(row.name, scale.name, compete(contenders, runs, scale.warm_ups))
+        try:
+            measured = compete(row.contenders(inputs), runs, scale.warm_ups, settle=scale.settle)
+        except (RuntimeError, OSError) as error:
+            print(f"  failed: {error}", file=sys.stderr)
+            results.put_failure(row.name, scale.name, str(error))
+            passed = False
+        else:
+            results.put_row(row.name, scale.name, measured)
+    return passed
 
 
 def write(results: Results, folder: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-SECTOR_RUN = 4096
+BLOCK = 4096
 MIB = 1 << 20
 #: How many of the random reads are compared with the raw file.
 CHECKED = 2000
@@ -24,6 +24,8 @@ ROUNDS = 4
 
 #: Reads a length at an offset.
 Reader = Callable[[int, int], bytes]
+#: Fills a buffer from an offset on.
+Filler = Callable[[int], object]
 
 
 def imgtool_reader(path: str) -> Reader:
@@ -80,32 +82,41 @@ def time_info(path: str, count: int) -> float:
 def time_random(name: str, path: str, raw: str, count: int) -> float:
     """Return the seconds of one random read of 4 KiB."""
     read = READERS[name](path)
-    blocks = os.path.getsize(raw) // SECTOR_RUN
+    blocks = os.path.getsize(raw) // BLOCK
     generator = random.Random(count)
-    offsets = [generator.randrange(blocks) * SECTOR_RUN for _ in range(count)]
+    offsets = [generator.randrange(blocks) * BLOCK for _ in range(count)]
     with open(raw, "rb") as reference:
         for offset in offsets[:CHECKED]:
-            if read(offset, SECTOR_RUN) != os.pread(reference.fileno(), SECTOR_RUN, offset):
+            if read(offset, BLOCK) != os.pread(reference.fileno(), BLOCK, offset):
                 raise ValueError(f"{name} reads something else at {offset}")
     start = time.perf_counter()
     for offset in offsets:
-        read(offset, SECTOR_RUN)
+        read(offset, BLOCK)
     return (time.perf_counter() - start) / count
+
+
+def imgtool_filler(path: str, buffer: bytearray) -> Filler:
+    """Fill ``buffer`` with imgtool."""
+    import imgtool
+
+    read_into = imgtool.open(path).read_into
+    return lambda offset: read_into(offset, buffer)
+
+
+def preadv_filler(path: str, buffer: bytearray) -> Filler:
+    """Fill ``buffer`` from a plain file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    return lambda offset: os.preadv(descriptor, [buffer], offset)
+
+
+FILLERS = {"imgtool": imgtool_filler, "preadv": preadv_filler}
 
 
 def time_sequential(name: str, path: str, raw: str) -> float:
     """Return the seconds of one read of 1 MiB, when all are read in order into one buffer."""
     size = os.path.getsize(raw)
     buffer = bytearray(MIB)
-    fill: Callable[[int], object]
-    if name == "imgtool":
-        import imgtool
-
-        read_into = imgtool.open(path).read_into
-        fill = lambda offset: read_into(offset, buffer)  # noqa: E731
-    else:
-        descriptor = os.open(path, os.O_RDONLY)
-        fill = lambda offset: os.preadv(descriptor, [buffer], offset)  # noqa: E731
+    fill = FILLERS[name](path, buffer)
     with open(raw, "rb") as reference:
         for offset in range(0, size, MIB):
             fill(offset)

@@ -43,6 +43,8 @@ class Scale:
     batch: int
     runs: int
     warm_ups: int
+    #: Whether each run waits until what was written before it has reached the disk.
+    settle: bool = True
 
 
 FULL = Scale(

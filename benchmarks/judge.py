@@ -25,6 +25,8 @@ class Verdict:
     high: float | None = None
     #: The size of the subject's output over that of the baseline's.
     size: float | None = None
+    #: Why the row could not be run.
+    failure: str | None = None
 
     @property
     def reached(self) -> bool | None:
@@ -46,7 +48,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
 def _judge(row: str, goal: Goal, results: Results) -> Verdict:
     subject = results.contender(row, goal.subject)
     if subject is None:
-        return Verdict(row, goal)
+        return Verdict(row, goal, failure=results.failure(row))
     if goal.kind == "seconds":
         seconds = subject.seconds
         return Verdict(row, goal, statistics.median(seconds), min(seconds), max(seconds))

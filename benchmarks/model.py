@@ -66,11 +66,13 @@ class Row:
 
 @dataclass
 class Measured:
-    """What a contender took: one element a run in each list. Sizes are in bytes."""
+    """What a contender took: one element a run in each list; ``peak`` is the most of all runs."""
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    #: Bytes of memory.
     peak: int = 0
+    #: Bytes of the output, if there is one.
     size: int | None = None
     #: Whether it is a command, timed from its start to its end.
     command: bool = True

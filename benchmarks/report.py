@@ -26,16 +26,16 @@ _METHOD = """\
 ## How it is measured
 
 - The guest's disk: 8 GiB, with ext4 and 3 GiB of the machine's own files, made by `mke2fs -d`.
-  Compressing, rebase and commit work on a disk of 4 GiB with 1 GiB of files; the overlay changes
+  Compression, rebase and commit work on a disk of 4 GiB with 1 GiB of files; the overlay changes
   1 GiB of it in pieces of 1 MiB. The reads in process are from 1 GiB of noise.
 - Both sides use their own defaults: threads, cache mode (`unsafe` for what convert writes,
-  `writeback` elsewhere: neither side waits for a disk in convert, both do in rebase, commit and
-  create), offload.
+  `writeback` elsewhere), offload. What either waits for before it ends is part of its time.
 - Before each run what was written before is removed and written back, so that no run pays for
   another. What rebase and commit change is copied anew.
 - After the first run of each contender its output is judged: `qemu-img compare` and
   `qemu-img check`, or the same JSON as qemu-img's.
-- Peak memory is `ru_maxrss` of the process, which counts pages that it shares with others.
+- Peak memory is `ru_maxrss` of the process. It counts pages shared with others, and is never less
+  than what the benchmark itself takes, 25 to 40 MiB.
 - `qemu-img bench` reads in order, and reports its own time. What is timed in process leaves out the
   start of the interpreter and the opening of the image.
 """
@@ -43,11 +43,17 @@ _METHOD = """\
 
 def render(results: Results) -> str:
     """Return RESULTS.md."""
+    failures = [
+        f"- {name} failed: {reason}\n"
+        for name in results.rows
+        if (reason := results.failure(name)) is not None
+    ]
     parts = [
         _INTRODUCTION,
         *_environments(results),
         "## Goals\n",
         goals_table(results),
+        *failures,
         "## Times, memory, sizes\n",
         "Seconds are medians of one call; the memory is the highest of all runs.\n",
         times_table(results),
@@ -81,7 +87,7 @@ def _goal_line(verdict: Verdict) -> Sequence[str]:
     if goal.size is not None:
         wanted += f", file ≤ {goal.size:.2f}"
     if verdict.value is None or verdict.low is None or verdict.high is None:
-        return (text, wanted, "not measured", "", "", "")
+        return (text, wanted, "**failed**" if verdict.failure else "not measured", "", "", "")
     return (
         text,
         wanted,
@@ -154,9 +160,9 @@ def _scaling(scaling: dict[str, Any] | None) -> Iterator[str]:
         return
     yield "## How costs grow\n"
     yield (
-        "Times of imgtool's commands while one thing grows, and the exponent with which grows what\n"
-        "they take beyond the first column, a disk of 1 MiB: 0 is not at all, 1 in proportion (least\n"
-        "squares in logarithms).\n"
+        "Times of imgtool's commands while one thing grows. In the column “1 MiB” is the same\n"
+        "command on an empty disk of that size; the exponent is that of the time beyond it (least\n"
+        "squares in logarithms): 0 does not grow, 1 grows in proportion.\n"
         f"Measured on {scaling['date']}.\n"
     )
     yield _table(

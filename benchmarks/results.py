@@ -52,6 +52,16 @@ class Results:
         self.rows[name] = {"scale": scale, **_circumstances(), "contenders": contenders}
         self._save()
 
+    def put_failure(self, name: str, scale: str, reason: str) -> None:
+        """Record that a row could not be run: what was measured before does not hold any more."""
+        self.rows[name] = {"scale": scale, **_circumstances(), "failure": reason, "contenders": {}}
+        self._save()
+
+    def failure(self, row: str) -> str | None:
+        """Return why a row failed, or None if it did not."""
+        reason: str | None = self.rows.get(row, {}).get("failure")
+        return reason
+
     def put_scaling(self, series: list[dict[str, Any]]) -> None:
         """Record a scaling run and save the file."""
         self._data["scaling"] = {**_circumstances(), "series": series}

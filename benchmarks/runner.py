@@ -62,11 +62,13 @@ def compete(
     contenders: Sequence[Contender],
     runs: int,
     warm_ups: int,
+    settle: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, Measured]:
     """Let all contenders run in turn, ``warm_ups`` and then ``runs`` times; only these count.
 
-    A contender whose package is not installed is left out.
+    With ``settle``, a run waits until what was written before it has reached the disk: it would
+    pay for that. A contender whose package is not installed is left out.
     """
     present = [each for each in contenders if _installed(each.requires)]
     for each in contenders:
@@ -75,7 +77,12 @@ def compete(
     results = {each.name: Measured(command=each.clock is None) for each in present}
     for number in range(warm_ups + runs):
         for contender in present:
-            _once(contender, results[contender.name], number == 0, number >= warm_ups)
+            result = results[contender.name]
+            remove(contender.outputs)
+            contender.prepare()
+            if settle and (contender.outputs or contender.prepare is not nothing):
+                os.sync()
+            _once(contender, result, judged=number == 0, counts=number >= warm_ups)
         if number >= warm_ups:
             times = (f"{name} {result.seconds[-1]:.4g} s" for name, result in results.items())
             say("  " + ", ".join(times))
@@ -86,17 +93,13 @@ def _installed(package: str | None) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def _once(contender: Contender, result: Measured, first: bool, counts: bool) -> None:
-    """Run a contender once. What it wrote is gone before the next begins, unwritten at best."""
-    remove(contender.outputs)
-    contender.prepare()
-    if contender.outputs or contender.prepare is not nothing:
-        os.sync()  # or the run would pay for what was written before it
+def _once(contender: Contender, result: Measured, *, judged: bool, counts: bool) -> None:
+    """Run a contender once. What it wrote is gone afterwards, before it is written back at best."""
     done = [run(command) for command in contender.commands]
-    if first:
+    if judged:
         contender.verify()
         if contender.outputs:
-            result.size = contender.outputs[0].stat().st_size
+            result.size = occupied(contender.outputs[0])
     remove(contender.outputs)
     if counts:
         clock = contender.clock
@@ -104,6 +107,12 @@ def _once(contender: Contender, result: Measured, first: bool, counts: bool) -> 
         result.seconds.append(sum(times) / contender.per)
         result.cpu.append(sum(each.cpu for each in done) / contender.per)
         result.peak = max(result.peak, *(each.peak for each in done))
+
+
+def occupied(path: Path) -> int | None:
+    """Return how many bytes of a disk a file takes, its holes left out; None for a folder."""
+    status = path.stat()
+    return None if path.is_dir() else min(status.st_size, status.st_blocks * 512)
 
 
 def remove(paths: Sequence[Path]) -> None:

@@ -18,6 +18,9 @@ from benchmarks.runner import compete
 _NOISE = 0.005
 _NOISE_SHARE = 0.1
 
+#: The cluster of the fragmented images.
+_FRAGMENT = 4096
+
 #: Fewer points than this have no exponent.
 _FEWEST_POINTS = 3
 
@@ -41,21 +44,20 @@ def measure_all(
     inputs: Inputs, runs: int, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
     """Measure every series, ``runs`` times each point, as the results file records them."""
-    return [_measure(series, runs, say) for series in all_series(inputs)]
+    return [_measure(series, runs, inputs.scale.settle, say) for series in all_series(inputs)]
 
 
 def all_series(inputs: Inputs) -> list[Series]:
     """Return every command with everything that may grow."""
-    small = inputs.scale.name != "full"
-    most = 256 * MIB if small else GIB
+    most = inputs.scale.dense
     allocated = [most >> shift for shift in (4, 3, 2, 1, 0)]
     tables = [inputs.scale.table >> shift for shift in (6, 4, 2, 0)]
     virtual = [64 * TIB >> shift for shift in (9, 6, 3, 0)]
-    extents = [(1 << 14 if small else 1 << 17) >> shift for shift in (6, 4, 2, 0)]
+    extents = [most // (2 * _FRAGMENT) >> shift for shift in (6, 4, 2, 0)]
     data = [(size / MIB, f"{size // MIB} MiB", _dense(inputs, size)) for size in allocated]
     table = [(size / GIB, f"{size // GIB} GiB", inputs.table_of(size)) for size in tables]
     empty = [(size / GIB, f"{size // GIB} GiB", inputs.empty_of(size)) for size in virtual]
-    pieces = [(count, str(count), fragmented(inputs, count, 4096)) for count in extents]
+    pieces = [(count, str(count), fragmented(inputs, count, _FRAGMENT)) for count in extents]
     largest = data[-1][2]
     return [
         *(
@@ -124,10 +126,10 @@ def _by_workers(inputs: Inputs, cost: str, image: Path) -> Series:
     return Series(cost, "noise", "workers", _contender(inputs, cost, inputs.empty_of(MIB)), points)
 
 
-def _measure(series: Series, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure(series: Series, runs: int, settle: bool, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"{series.cost}, {series.image}, {series.grows}")
     contenders = [series.start, *(contender for _, _, contender in series.points)]
-    measured = compete(contenders, runs, warm_ups=1, say=say)
+    measured = compete(contenders, runs, warm_ups=1, settle=settle, say=say)
     medians = [statistics.median(measured[each.name].seconds) for each in contenders]
     sizes = [x for x, _, _ in series.points]
     return {

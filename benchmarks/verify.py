@@ -1,4 +1,4 @@
-"""Judges of what was timed, so that a fast wrong answer cannot pass. All raise RuntimeError."""
+"""Judges of what was timed, so that a fast wrong answer cannot pass: they raise RuntimeError."""
 
 from __future__ import annotations
 

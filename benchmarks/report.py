@@ -160,9 +160,9 @@ def _scaling(scaling: dict[str, Any] | None) -> Iterator[str]:
         return
     yield "## How costs grow\n"
     yield (
-        "Times of imgtool's commands while one thing grows. In the column “1 MiB” is the same\n"
-        "command on an empty disk of that size; the exponent is that of the time beyond it (least\n"
-        "squares in logarithms): 0 does not grow, 1 grows in proportion.\n"
+        "Times of imgtool's commands, the best of a few runs, while one thing grows. In the\n"
+        "column “1 MiB” is the same command on an empty disk of that size; the exponent is that of\n"
+        "the time beyond it (least squares in logarithms): 0 does not grow, 1 grows in proportion.\n"
         f"Measured on {scaling['date']}.\n"
     )
     yield _table(

@@ -12,8 +12,9 @@ from benchmarks.inputs import Inputs, tool
 from benchmarks.model import Command, Contender, Goal, Row, nothing
 from benchmarks.verify import same_answer, same_disk, sound_image
 
-#: The level with which imgtool's zlib images have the size of qemu-img's, at the least time.
-BEST_SIZE_LEVEL = 6
+#: The fastest level with which imgtool's zlib images are at most 1.01 times the size of qemu-img's:
+#: on the small guest's disk it is 1.005 times, at level 4 it is 1.017 times.
+BEST_SIZE_LEVEL = 5
 
 #: No command may take more memory than this, in bytes.
 PEAK_LIMIT = 200 << 20

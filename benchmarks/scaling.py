@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from benchmarks.runner import compete
 
 #: What takes less than this, in seconds, or than this share of the start, is not told from it.
 _NOISE = 0.005
-_NOISE_SHARE = 0.1
+_NOISE_SHARE = 0.15
 
 #: The cluster of the fragmented images.
 _FRAGMENT = 4096
 
 #: Fewer points than this have no exponent.
-_FEWEST_POINTS = 3
+_FEWEST_POINTS = 2
 
 #: A point of a series: what has grown, in its unit, and the command.
 Point = tuple[float, str, Contender]
@@ -130,18 +129,18 @@ def _measure(series: Series, runs: int, settle: bool, say: Callable[[str], None]
     say(f"{series.cost}, {series.image}, {series.grows}")
     contenders = [series.start, *(contender for _, _, contender in series.points)]
     measured = compete(contenders, runs, warm_ups=1, settle=settle, say=say)
-    medians = [statistics.median(measured[each.name].seconds) for each in contenders]
+    fastest = [min(measured[each.name].seconds) for each in contenders]
     sizes = [x for x, _, _ in series.points]
     return {
         "cost": series.cost,
         "image": series.image,
         "grows": series.grows,
-        "start": medians[0],
+        "start": fastest[0],
         "measured": [
             [label, seconds]
-            for (_, label, _), seconds in zip(series.points, medians[1:], strict=True)
+            for (_, label, _), seconds in zip(series.points, fastest[1:], strict=True)
         ],
-        "exponent": exponent(sizes, medians[1:], medians[0]),
+        "exponent": exponent(sizes, fastest[1:], fastest[0]),
     }
 
 

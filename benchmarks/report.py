@@ -161,8 +161,9 @@ def _scaling(scaling: dict[str, Any] | None) -> Iterator[str]:
     yield "## How costs grow\n"
     yield (
         "Times of imgtool's commands, the best of a few runs, while one thing grows. In the\n"
-        "column “1 MiB” is the same command on an empty disk of that size; the exponent is that of\n"
-        "the time beyond it (least squares in logarithms): 0 does not grow, 1 grows in proportion.\n"
+        "column “1 MiB” is the same command on an empty disk of that size; the exponent is that\n"
+        "of the time beyond it (least squares in logarithms): 0 does not grow, 1 grows in\n"
+        "proportion.\n"
         f"Measured on {scaling['date']}.\n"
     )
     yield _table(

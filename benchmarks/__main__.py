@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ from benchmarks.rows import ROWS
 from benchmarks.runner import compete
 
 _HERE = Path(__file__).parent
+
+#: What ends a row without ending the others: a tool that fails, is missing, or answers wrongly.
+_FAILURES = (RuntimeError, OSError, ValueError, subprocess.SubprocessError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +62,7 @@ def run_rows(rows: Sequence[Row], inputs: Inputs, results: Results, runs: int) -
         print(row.name, flush=True)
         try:
             measured = compete(row.contenders(inputs), runs, scale.warm_ups, settle=scale.settle)
-        except (RuntimeError, OSError) as error:
+        except _FAILURES as error:
             print(f"  failed: {error}", file=sys.stderr)
             results.put_failure(row.name, scale.name, str(error))
             passed = False

@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape
 from benchmarks.judge import Verdict, verdicts
 from benchmarks.results import Results
 
-_WIDTH = 860
-_LEFT = 330
+_WIDTH = 920
+_LEFT = 400
 _RIGHT = 130
 _LINE = 24
 _TOP = 58

@@ -19,6 +19,10 @@ from benchmarks.runner import compete, run
 from benchmarks.scaling import all_series
 from tests.benchmarks.conftest import TINY
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "posix_spawn"), reason="benchmarks run on Linux and macOS"
+)
+
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_every_goal_is_of_contenders_of_its_row(row: Row, tiny: Inputs) -> None:

@@ -95,12 +95,14 @@ def _installed(package: str | None) -> bool:
 
 def _once(contender: Contender, result: Measured, *, judged: bool, counts: bool) -> None:
     """Run a contender once. What it wrote is gone afterwards, before it is written back at best."""
-    done = [run(command) for command in contender.commands]
-    if judged:
-        contender.verify()
-        if contender.outputs:
-            result.size = occupied(contender.outputs[0])
-    remove(contender.outputs)
+    try:
+        done = [run(command) for command in contender.commands]
+        if judged:
+            contender.verify()
+            if contender.outputs:
+                result.size = occupied(contender.outputs[0])
+    finally:
+        remove(contender.outputs)
     if counts:
         clock = contender.clock
         times = (each.seconds if clock is None else clock(each.printed) for each in done)

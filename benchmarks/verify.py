@@ -15,8 +15,7 @@ def same_disk(source: Path, output: Path) -> Callable[[], None]:
     """Return a judge that both images hold the same disk, and that the output is sound."""
 
     def judge() -> None:
-        formats = ("raw" if path.suffix == ".raw" else "qcow2" for path in (source, output))
-        first, second = formats
+        first, second = (path.suffix.removeprefix(".") for path in (source, output))
         qemu_img("compare", "-f", first, "-F", second, source, output)
         if second == "qcow2":
             qemu_img("check", "-f", "qcow2", output)

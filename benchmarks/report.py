@@ -35,7 +35,7 @@ _METHOD = """\
 - After the first run of each contender its output is judged: `qemu-img compare` and
   `qemu-img check`, or the same JSON as qemu-img's.
 - Peak memory is `ru_maxrss` of the process. It counts pages shared with others, and is never less
-  than what the benchmark itself takes, 25 to 40 MiB.
+  than what the benchmark itself takes, 25 to 50 MiB.
 - `qemu-img bench` reads in order, and reports its own time. What is timed in process leaves out the
   start of the interpreter and the opening of the image.
 """

@@ -18,6 +18,12 @@ from benchmarks.model import Command, Contender, Measured, nothing
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
+#: Installed programs have their bytecode; an interpreter that may not keep it compiles every time.
+_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """One command that has ended: its seconds, the bytes of memory at its peak, its output."""
@@ -41,7 +47,7 @@ def run(command: Command) -> Run:
             (os.POSIX_SPAWN_DUP2, errors.fileno(), 2),
         ]
         start = time.perf_counter()
-        child = os.posix_spawn(command[0], list(command), os.environ, file_actions=actions)
+        child = os.posix_spawn(command[0], list(command), _ENVIRONMENT, file_actions=actions)
         _, status, usage = os.wait4(child, 0)
         seconds = time.perf_counter() - start
         output.seek(0)

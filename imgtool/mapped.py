@@ -76,10 +76,11 @@ class MappedDevice(BlockDevice):
         return self._backing
 
     @abc.abstractmethod
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         """Cover the range with this image's own extents (depth 0), in bulk.
 
-        COMPRESSED extents are single guest clusters, with the host range of the encoded bytes.
+        COMPRESSED extents are single guest clusters, with the host range of the encoded bytes. For
+        those who only ask what is mapped, ``whole`` allows runs of them, without a host range.
         """
 
     @abc.abstractmethod
@@ -199,7 +200,7 @@ class MappedDevice(BlockDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         backing = self._backing
         holes = self._data_has_holes
-        for extent in self._map(offset, length):
+        for extent in self._map(offset, length, whole=True):
             if extent.kind is Kind.UNALLOCATED and backing is not None:
                 inside = max(0, min(extent.end, backing.size) - extent.offset)
                 if inside:

@@ -174,7 +174,7 @@ class Qcow2Device(MappedDevice):
     def _cluster_size(self) -> int:
         return self.header.geometry.cluster_size
 
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         geometry = self.header.geometry
         coverage = geometry.l2_coverage
         end = offset + length
@@ -187,22 +187,24 @@ class Qcow2Device(MappedDevice):
                 yield self._l2.unmapped(offset, min(end, start) - offset)
             if start < end:
                 stop = min(end, (l1_index + 1) * coverage)
-                yield from self._map_clusters(l1_index, start, stop)
+                yield from self._map_clusters(l1_index, start, stop, whole)
                 start = stop
             offset = start
 
-    def _map_clusters(self, l1_index: int, offset: int, end: int) -> Iterator[Extent]:
+    def _map_clusters(self, l1_index: int, offset: int, end: int, whole: bool) -> Iterator[Extent]:
         """Map ``[offset, end)``, which the L2 table ``l1_index`` covers."""
         bits = self.header.geometry.cluster_bits
         base = l1_index * self.header.geometry.l2_coverage
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
-            table = self._tables.get(l1_index)
+            tables = self._tables
+            table = tables.peek(l1_index) if whole else tables.get(l1_index)
             if table is None:
                 yield self._l2.unmapped(offset, end - offset)
                 return
-            for extent in self._l2.extents(table, first, count, base + (first << bits)):
+            found = self._l2.extents(table, first, count, base + (first << bits), whole=whole)
+            for extent in found:
                 if extent.offset >= offset and extent.end <= end:
                     yield extent
                 elif extent.offset < end and extent.end > offset:
@@ -239,10 +241,6 @@ class Qcow2Device(MappedDevice):
 
         offset = extent.host_offset
         assert offset is not None
-        if offset >= self.storage.size():
-            raise CorruptImage(
-                "A compressed cluster lies past the end of the file", offset, filename=self.name
-            )
         decompress: Callable[[memoryview, int], bytes | bytearray] = (
             codecs.zstd_decompress
             if self.header.compression is Compression.ZSTD
@@ -251,7 +249,9 @@ class Qcow2Device(MappedDevice):
         try:
             cluster = decompress(encoded, self._cluster_size)
         except CorruptImage as error:
-            raise CorruptImage(error.what, offset, filename=self.name) from error
+            past = offset >= self.storage.size()
+            what = "A compressed cluster lies past the end of the file" if past else error.what
+            raise CorruptImage(what, offset, filename=self.name) from error
         if len(cluster) != self._cluster_size:
             raise CorruptImage(
                 "A compressed cluster does not fill a cluster", offset, filename=self.name

@@ -110,14 +110,14 @@ class WritableQcow2(Qcow2Device):
         with self.gate:
             super()._read(offset, view)
 
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         # One L2 table at a time, so that the lock is held briefly and the list stays short.
         coverage = self.header.geometry.l2_coverage
         end = offset + length
         while offset < end:
             stop = min(end, align_down(offset, coverage) + coverage)
             with self.clusters.lock:
-                extents = list(super()._map(offset, stop - offset))
+                extents = list(super()._map(offset, stop - offset, whole=whole))
             yield from extents
             offset = stop
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent, Kind
+from imgtool.formats.qcow2.bulk import numpy_pays
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.schema import (
     COMPRESSED,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Up to here a loop over entries beats numpy.
 _BULK_ENTRIES = 256
-#: Importing numpy takes as long as looping over so many entries, so it is put off that long.
-_LOOPED_ENTRIES = 1_000_000
 #: Entries that numpy is given at a time: a table may have a quarter of a million.
 _BULK_STEP = 1 << 16
 
@@ -43,8 +41,6 @@ _UNIFORM = {0: Kind.UNALLOCATED, _ALL: Kind.DATA, _ALL << SUBCLUSTERS: Kind.ZERO
 
 _KINDS = (Kind.UNALLOCATED, Kind.ZERO, Kind.DATA, Kind.COMPRESSED)
 _UNALLOCATED, _ZERO, _DATA, _COMPRESSED = range(4)
-
-_looped = 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -64,15 +60,6 @@ def _subcluster_runs(bitmap: int) -> tuple[tuple[Kind, int, int], ...]:
         runs.append((kind, first, count))
         first += count
     return tuple(runs)
-
-
-def _numpy_pays(count: int) -> bool:
-    """Whether ``count`` more entries are worth numpy, given what has been done without it."""
-    global _looped
-    if "numpy" in sys.modules:
-        return True
-    _looped += count
-    return _looped > _LOOPED_ENTRIES
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ class L2Reader:
         """
         if self.geometry.extended_l2:
             yield from self._extended(table, first, count, offset)
-        elif count <= _BULK_ENTRIES or not _numpy_pays(count):
+        elif count <= _BULK_ENTRIES or not numpy_pays(count):
             yield from self._standard(table, first, count, offset, whole)
         else:
             for start in range(0, count, _BULK_STEP):

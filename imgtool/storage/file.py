@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.gate import Gate
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import (
@@ -77,8 +78,8 @@ class FileStorage(Storage):
         self._identity = (status.st_dev, status.st_ino)
         self._device_size = file.seek(0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else None
         self._naming = _Naming(name)
-        #: Held by everything that may make the file longer, or sets its length.
-        self._growth = threading.RLock()
+        #: Whoever may make the file longer is inside; its length is set with nobody there.
+        self._growth = Gate()
         #: The file is known to be at least this long, so writes below it need no lock.
         self._end = status.st_size if self._device_size is None else self._device_size
         self._syncing = threading.Lock()
@@ -233,7 +234,7 @@ class FileStorage(Storage):
         end = self._check_write(offset, length)
         if not length:
             return
-        with self._naming, self._growing(end):
+        with self._naming, self._growth.drained() if unmap else self._growing(end):
             if unmap:
                 size = self.size()
                 if end > size:
@@ -258,7 +259,7 @@ class FileStorage(Storage):
     def truncate(self, size: int) -> None:
         """Set the length in bytes. A block device keeps its own, which must be enough."""
         self._check_write(size, 0)
-        with self._naming, self._growth:
+        with self._naming, self._growth.drained():
             self._set_size(size)
         self._written()
 
@@ -325,7 +326,7 @@ class FileStorage(Storage):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
 
     def _growing(self, end: int) -> contextlib.AbstractContextManager[object]:
-        """What to hold while writing up to ``end``: nobody may cut the file off meanwhile."""
+        """What to be inside while writing up to ``end``: nobody may cut the file off meanwhile."""
         return self._growth if end > self._end else _UNLOCKED
 
     def _reached(self, end: int) -> None:

@@ -6,13 +6,13 @@ next to nothing, and numpy would look at every byte of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from imgtool.ranges import Ranges, joined, without
 
 _WORD = 8
 _ZERO_WORD = bytes(_WORD)
 _ZEROS = bytes(1 << 20)
-
-Buffer = bytes | bytearray
 
 
 def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
@@ -21,61 +21,62 @@ def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
     ``block`` is a multiple of 8 and divides ``length``.
     """
     view = memoryview(buffer)
+
+    def zero(start: int, end: int) -> bool:
+        return all(
+            _ZEROS.startswith(view[here : min(here + len(_ZEROS), end)])
+            for here in range(start, end, len(_ZEROS))
+        )
+
     # A word of each block: only where that is zero is the block worth a look.
-    sample = view[:length].cast("Q")[:: block // _WORD].tobytes()
-    zeros: Ranges = []
-    place = sample.find(_ZERO_WORD)
-    while place >= 0:
-        if place % _WORD:
-            place += _WORD - place % _WORD
-        else:
-            first = place // _WORD * block
-            while sample.startswith(_ZERO_WORD, place):
-                place += _WORD
-            _add_zeros(zeros, view, first, place // _WORD * block, block)
-        place = sample.find(_ZERO_WORD, place)
-    return without([(0, length)], zeros) if length else []
-
-
-def _add_zeros(zeros: Ranges, view: memoryview, start: int, end: int, block: int) -> None:
-    """Add to ``zeros`` the blocks between ``start`` and ``end`` that are all zeros."""
-    if _is_zero(view[start:end]):
-        zeros.append((start, end))
-        return
-    if end - start > block:
-        found = [
-            (here, here + block)
-            for here in range(start, end, block)
-            if _ZEROS.startswith(view[here : here + block])
-        ]
-        zeros += joined(found)
-
-
-def _is_zero(view: memoryview) -> bool:
-    return all(
-        _ZEROS.startswith(view[start : start + len(_ZEROS)])
-        for start in range(0, len(view), len(_ZEROS))
-    )
+    return _without_alike(_sample(view, length, block), length, block, zero)
 
 
 def differing_ranges(one: bytearray, other: bytearray, length: int, block: int) -> Ranges:
     """The blocks of ``block`` bytes in the first ``length`` in which the two buffers differ.
 
-    ``block`` divides ``length``.
+    ``block`` is a multiple of 8 and divides ``length``.
     """
+    mine, theirs = memoryview(one), memoryview(other)
+
+    def same(start: int, end: int) -> bool:
+        return one.startswith(theirs[start:end], start)
+
+    if same(0, length):
+        return []
+    sample, others = _sample(mine, length, block), _sample(theirs, length, block)
+    difference = int.from_bytes(sample, "little") ^ int.from_bytes(others, "little")
+    return _without_alike(difference.to_bytes(len(sample), "little"), length, block, same)
+
+
+def _sample(view: memoryview, length: int, block: int) -> bytes:
+    """The first word of each block."""
+    return view[:length].cast("Q")[:: block // _WORD].tobytes()
+
+
+def _without_alike(
+    sample: bytes, length: int, block: int, alike: Callable[[int, int], bool]
+) -> Ranges:
+    """All blocks but those whose word in ``sample`` is zero and that turn out to be ``alike``."""
     found: Ranges = []
-    _compare(found, one, memoryview(other), 0, length, block)
-    return joined(found)
+    place = sample.find(_ZERO_WORD)
+    while place >= 0:
+        if place % _WORD:
+            place += _WORD - place % _WORD
+        else:
+            first = place
+            while sample.startswith(_ZERO_WORD, place):
+                place += _WORD
+            _add_alike(found, first // _WORD * block, place // _WORD * block, block, alike)
+        place = sample.find(_ZERO_WORD, place)
+    return without([(0, length)], found) if length else []
 
 
-def _compare(
-    found: Ranges, one: bytearray, other: memoryview, start: int, end: int, block: int
+def _add_alike(
+    found: Ranges, start: int, end: int, block: int, alike: Callable[[int, int], bool]
 ) -> None:
-    if one.startswith(other[start:end], start):
-        return
-    if end - start <= block:
+    if alike(start, end):
         found.append((start, end))
-        return
-    middle = start + (end - start) // block // 2 * block
-    _compare(found, one, other, start, middle, block)
-    _compare(found, one, other, middle, end, block)
+    elif end - start > block:
+        pieces = ((here, here + block) for here in range(start, end, block))
+        found += joined(piece for piece in pieces if alike(*piece))

@@ -292,6 +292,20 @@ class FileStorage(Storage):
             self._written()
         return done
 
+    def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        end = self._check_write(offset, length)
+        check_range(source_offset, length, source.name)
+        number = source.fileno()
+        if number is None or not length or source_offset + length > source.size():
+            return False
+        with self._naming, self._growing(end):
+            done = copying.share(number, source_offset, self._file.fileno(), offset, length)
+            if done:
+                self._reached(end)
+        if done:
+            self._written()
+        return done
+
     def flush(self) -> None:
         """Make everything written durable; with the cache mode ``unsafe``, nothing happens."""
         self._file.fileno()

@@ -39,7 +39,9 @@ class CopyJob:
     left alone in the target, or, where the target's units are larger, must read as in the source.
     ``zeroed`` says that the target reads as zeros where nothing is written (over a ``base``: as
     the base). ``sparse_size`` is the shortest run of zeros, in bytes, that is left out; 0 leaves
-    out nothing. ``rate_limit`` is in bytes a second.
+    out nothing. With ``share`` what is to be written shares the source's blocks where the host can
+    do that; with ``offload`` the host copies what is mapped as it is, zeros too. ``rate_limit`` is
+    in bytes a second.
     """
 
     source: BlockDevice
@@ -50,6 +52,7 @@ class CopyJob:
     sparse_size: int = BLOCK
     compress: bool = False
     level: int | None = None
+    share: bool = False
     offload: bool = False
     salvage: bool = False
     rate_limit: int | None = None
@@ -102,6 +105,8 @@ class CopyEngine:
         self._failure: BaseException | None = None
         #: What has been written and waits to become part of the target's mapping.
         self._written: deque[list[Extent]] = deque()
+        #: Until the host says for the first time that it cannot.
+        self._sharing = job.share
         self._zeroed_to = 0
         self._started = time.monotonic()
         self._moved = 0
@@ -272,17 +277,49 @@ class CopyEngine:
 
     def _write(self, judged: _Judged, extents: list[Extent]) -> None:
         view = memoryview(judged.buffer)
+        origin = judged.window.offset
         for extent in extents:
             assert extent.storage is not None
             assert extent.host_offset is not None
             try:
                 if judged.offload:
                     self._offload(judged, extent)
-                else:
-                    start = extent.offset - judged.window.offset
-                    extent.storage.write_at(extent.host_offset, view[start : start + extent.length])
+                    continue
+                pieces = self._share(judged.window, extent) if self._sharing else [extent]
+                for piece in pieces:
+                    assert piece.host_offset is not None
+                    start = piece.offset - origin
+                    extent.storage.write_at(piece.host_offset, view[start : start + piece.length])
             except OSError as error:
                 raise _WriteFailed(extent.offset, error) from error
+
+    def _share(self, window: Window, extent: Extent) -> list[Extent]:
+        """Let ``extent`` share the source's blocks as far as they go; return what is to be written.
+
+        What is zeros in the source is not among the extents, so no hole and no zeros become data.
+        """
+        target, place = extent.storage, extent.host_offset
+        assert target is not None
+        assert place is not None
+        rest: list[Extent] = []
+        done = extent.offset
+        for part in window.data:
+            piece = part.clip(extent.offset, extent.end)
+            if piece.length <= 0 or piece.storage is None or piece.host_offset is None:
+                continue
+            length = align_down(piece.length, BLOCK)
+            host = place + piece.offset - extent.offset
+            if not length or piece.host_offset % BLOCK or host % BLOCK:
+                continue
+            if not target.share_from(piece.storage, piece.host_offset, host, length):
+                self._sharing = False
+                break
+            if done < piece.offset:
+                rest.append(extent.clip(done, piece.offset))
+            done = piece.offset + length
+        if done < extent.end:
+            rest.append(extent.clip(done, extent.end))
+        return rest
 
     def _offload(self, judged: _Judged, extent: Extent) -> None:
         """Let the kernel copy what lies in a host file as it is; read and write the rest."""

@@ -139,6 +139,7 @@ def convert(
     workers: int | None = None,
     salvage: bool = False,
     rate_limit: int | None = None,
+    share_blocks: bool = True,
     copy_offload: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
@@ -164,7 +165,10 @@ def convert(
     from it is written. ``rate_limit`` is in bytes a second. ``salvage`` reads what can't be read
     as zeros, and tells ``warn``. ``bitmaps`` copies the persistent bitmaps as well: all of them, or
     with ``skip_broken_bitmaps`` those that can be relied on. ``progress`` is called with the bytes
-    done and the bytes in all.
+    done and the bytes in all, on the caller's thread.
+
+    Where the host's file system can, the target shares the blocks of what it does not compress with
+    the sources; ``share_blocks`` false copies them. ``copy_offload`` lets the host copy, zeros too.
 
     ``password`` unlocks the sources; with ``target_password`` the target is encrypted, or unlocked
     if it exists.
@@ -191,6 +195,7 @@ def convert(
         workers=workers,
         salvage=salvage,
         rate_limit=rate_limit,
+        share_blocks=share_blocks,
         copy_offload=copy_offload,
         bitmaps=bitmaps,
         skip_broken_bitmaps=skip_broken_bitmaps,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import zlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 #: Raw deflate with a 4 KiB window: QEMU inflates with no more than that.
 _WINDOW = -12
 
-DEFAULT_ZSTD_LEVEL = 3
+#: A quarter faster than zstd's own default, 3, and between one and two percent larger.
+DEFAULT_ZSTD_LEVEL = 2
 _MAX_ZSTD_WINDOW = 1 << 27
 
 #: What the decompressors raise for bytes that are no deflate stream.
@@ -35,6 +37,15 @@ try:
     _BAD_STREAM = (*_BAD_STREAM, cast("type[Exception]", isal_zlib.error))
 except ImportError:  # a platform without a wheel: zlib does it, slower
     _isal = None
+
+_inflate_whole: Callable[[ReadableBuffer, int], bytes | bytearray] | None
+try:
+    from deflate import DeflateError, deflate_decompress
+
+    _inflate_whole = deflate_decompress
+    _NOT_WHOLE: type[Exception] = DeflateError
+except ImportError:
+    _inflate_whole, _NOT_WHOLE = None, zlib.error
 
 _per_thread = threading.local()
 
@@ -64,11 +75,15 @@ def deflate(data: ReadableBuffer, level: int | None = None) -> bytes:
     return plain.compress(data) + plain.flush()
 
 
-def inflate(data: ReadableBuffer, limit: int) -> bytes:
+def inflate(data: ReadableBuffer, limit: int) -> bytes | bytearray:
     """Decompress a raw deflate stream to at most ``limit`` bytes; trailing bytes are ignored.
 
     Raises :class:`CorruptImage` for anything that is not such a stream.
     """
+    if _inflate_whole is not None:
+        # libdeflate is the fastest, and knows only streams that end within the limit.
+        with contextlib.suppress(_NOT_WHOLE):
+            return _inflate_whole(data, limit)
     try:
         engine = zlib if _isal is None else _isal
         return bytes(engine.decompressobj(_WINDOW).decompress(data, limit))

@@ -94,11 +94,7 @@ class BlockDevice(abc.ABC):
     def read_at(self, offset: int, length: int) -> bytes:
         """Return the ``length`` bytes at ``offset``."""
         self._check(offset, length)
-        if not length:
-            return b""
-        buffer = bytearray(length)
-        self._read(offset, memoryview(buffer))
-        return bytes(buffer)
+        return self._read_bytes(offset, length) if length else b""
 
     def read_into(self, offset: int, buffer: WriteableBuffer) -> None:
         """Fill ``buffer`` with the bytes at ``offset``."""
@@ -261,6 +257,12 @@ class BlockDevice(abc.ABC):
     @abc.abstractmethod
     def _read(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with the bytes at ``offset``."""
+
+    def _read_bytes(self, offset: int, length: int) -> bytes:
+        """Return the bytes at ``offset``. A device that need not copy them overrides this."""
+        buffer = bytearray(length)
+        self._read(offset, memoryview(buffer))
+        return bytes(buffer)
 
     @abc.abstractmethod
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:

@@ -7,13 +7,20 @@ decoded; the reading itself is done here, once for all formats.
 from __future__ import annotations
 
 import abc
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
+from imgtool.storage.base import Storage
 
 _ZEROS = memoryview(bytes(1 << 20))
+
+#: Encoded bytes that are read in one go, and what may lie between two clusters' without need.
+_ENCODED_BYTES = 4 << 20
+_ENCODED_GAP = 64 << 10
 
 
 def fill_zeros(view: memoryview) -> None:
@@ -22,6 +29,33 @@ def fill_zeros(view: memoryview) -> None:
     for start in range(0, length, len(_ZEROS)):
         step = min(len(_ZEROS), length - start)
         view[start : start + step] = _ZEROS[:step]
+
+
+class DecodedClusters:
+    """The decoded clusters that were used last, ``capacity`` bytes of them; for any thread."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._clusters: OrderedDict[int, bytes | bytearray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> bytes | bytearray | None:
+        """The cluster kept under ``key``."""
+        with self._lock:
+            cluster = self._clusters.get(key)
+            if cluster is not None:
+                self._clusters.move_to_end(key)
+            return cluster
+
+    def keep(self, key: int, cluster: bytes | bytearray) -> None:
+        """Keep a cluster, and let go of those that have not been used for longest."""
+        with self._lock:
+            if key not in self._clusters:
+                self._clusters[key] = cluster
+                self._bytes += len(cluster)
+            while self._bytes > self._capacity and len(self._clusters) > 1:
+                self._bytes -= len(self._clusters.popitem(last=False)[1])
 
 
 class MappedDevice(BlockDevice):
@@ -33,21 +67,32 @@ class MappedDevice(BlockDevice):
 
     _backing: BlockDevice | None = None
     _incomplete: str | None = None
+    #: Decoded clusters that were asked for in part, by the host offset of their encoded bytes;
+    #: None if none are kept.
+    _decoded: DecodedClusters | None = None
 
     @property
     def backing(self) -> BlockDevice | None:
         return self._backing
 
     @abc.abstractmethod
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         """Cover the range with this image's own extents (depth 0), in bulk.
 
-        COMPRESSED extents are single guest clusters, with the host range of the encoded bytes.
+        COMPRESSED extents are single guest clusters, with the host range of the encoded bytes. For
+        those who only ask what is mapped, ``whole`` allows runs of them, without a host range.
         """
 
     @abc.abstractmethod
-    def _decode(self, extent: Extent) -> bytes:
-        """Return the guest bytes of the COMPRESSED ``extent``, a whole guest cluster."""
+    def _decode(self, extent: Extent, encoded: memoryview) -> bytes | bytearray:
+        """Return the guest bytes, a whole guest cluster, of the COMPRESSED ``extent``.
+
+        ``encoded`` is what lies in its host range, with zeros past the end of the file.
+        """
+
+    def _lies_at(self, offset: int, length: int) -> tuple[Storage, int] | None:
+        """Where the bytes of a range lie as they are, if that is quickly told and in one piece."""
+        return None
 
     @property
     @abc.abstractmethod
@@ -59,13 +104,26 @@ class MappedDevice(BlockDevice):
         """Whether host clusters mapped as data may be holes in the host file."""
         return False
 
+    def _read_bytes(self, offset: int, length: int) -> bytes:
+        place = self._lies_at(offset, length)
+        if place is None:
+            return super()._read_bytes(offset, length)
+        storage, host_offset = place
+        return storage.read_at(host_offset, length)
+
     def _read(self, offset: int, view: memoryview) -> None:
+        place = self._lies_at(offset, len(view))
+        if place is not None:
+            storage, host_offset = place
+            storage.read_into(host_offset, view)
+            return
         if self._incomplete is not None:
             raise ImageError(
                 f"It was opened without its {self._incomplete}, for its metadata only",
                 filename=self.name,
             )
         done = 0
+        encoded: list[tuple[Extent, memoryview]] = []
         for extent in self._map(offset, len(view)):
             part = view[done : done + extent.length]
             done += extent.length
@@ -74,10 +132,54 @@ class MappedDevice(BlockDevice):
             elif extent.kind is Kind.ZERO:
                 fill_zeros(part)
             elif extent.kind is Kind.COMPRESSED:
-                skip = extent.offset & (self._cluster_size - 1)
-                part[:] = memoryview(self._decode(extent))[skip : skip + extent.length]
+                encoded.append((extent, part))
             else:
                 self._read_backing(extent.offset, part)
+        if encoded:
+            self._read_encoded(encoded)
+
+    def _read_encoded(self, pieces: list[tuple[Extent, memoryview]]) -> None:
+        """Read and decode COMPRESSED extents, those that lie close together in one go."""
+        together: list[tuple[Extent, memoryview]] = []
+        start = end = 0
+        for piece in pieces:
+            extent = piece[0]
+            assert extent.host_offset is not None
+            low, high = extent.host_offset, extent.host_offset + extent.encoded_length
+            if together and start <= low <= end + _ENCODED_GAP and high - start <= _ENCODED_BYTES:
+                end = max(end, high)
+            else:
+                self._decode_together(together, start, end)
+                together = []
+                start, end = low, high
+            together.append(piece)
+        self._decode_together(together, start, end)
+
+    def _decode_together(
+        self, pieces: list[tuple[Extent, memoryview]], start: int, end: int
+    ) -> None:
+        """Decode extents whose encoded bytes lie between ``start`` and ``end`` of the host file."""
+        mask = self._cluster_size - 1
+        kept = self._decoded
+        encoded: memoryview | None = None
+        for extent, part in pieces:
+            storage, host_offset = extent.storage, extent.host_offset
+            assert storage is not None
+            assert host_offset is not None
+            cluster = kept.get(host_offset) if kept is not None else None
+            if cluster is None:
+                if encoded is None:
+                    encoded = memoryview(storage.read_at(start, end - start))
+                first = host_offset - start
+                cluster = self._decode(extent, encoded[first : first + extent.encoded_length])
+                if kept is not None and len(part) <= mask:
+                    # A part was asked for, so the next request is likely for another part.
+                    kept.keep(host_offset, cluster)
+            if len(part) > mask:
+                part[:] = cluster
+            else:
+                skip = extent.offset & mask
+                part[:] = memoryview(cluster)[skip : skip + len(part)]
 
     def _read_data(self, extent: Extent, view: memoryview) -> None:
         """Read a DATA extent of this image, whole."""
@@ -98,7 +200,7 @@ class MappedDevice(BlockDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         backing = self._backing
         holes = self._data_has_holes
-        for extent in self._map(offset, length):
+        for extent in self._map(offset, length, whole=True):
             if extent.kind is Kind.UNALLOCATED and backing is not None:
                 inside = max(0, min(extent.end, backing.size) - extent.offset)
                 if inside:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -47,3 +49,44 @@ class Workers:
         traceback: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stopped(Exception):
+    """The work that a thread waits to go on with has been given up."""
+
+
+class Turns:
+    """Lets numbered pieces of work, done on any threads, through one by one and in order."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = 0
+        self._stopped = False
+
+    @contextlib.contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Wait for the turn of ``number``, which begins at 0, and hold it.
+
+        Raises :class:`Stopped` if it does not come any more. If the work done in it fails, the
+        turn is not passed on: :meth:`stop` is then to be called.
+        """
+        with self._changed:
+            while self._next != number and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                raise Stopped
+        yield
+        with self._changed:
+            self._next = number + 1
+            self._changed.notify_all()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not longer than until the work is given up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped, seconds)
+
+    def stop(self) -> None:
+        """Give up: nobody gets a turn any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

@@ -10,6 +10,7 @@ import threading
 from array import array
 
 from imgtool.extent import Extent
+from imgtool.formats.qcow2.bulk import any_set, series
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import unaligned
 from imgtool.formats.qcow2.metadata import Metadata
@@ -77,7 +78,7 @@ class ClusterMap:
         last = geometry.clusters(end - base)
         entries = table[first * step : last * step : step]
         # Most often nothing is mapped there yet.
-        if any(entries):
+        if any_set(entries):
             for index, entry in enumerate(entries, first):
                 if self._own_host(entry) is not None:
                     return base + (index << geometry.cluster_bits)
@@ -131,14 +132,13 @@ class ClusterMap:
         hosts = self._entries(host, count)
         with self.lock:
             old = table[places]
-            if any(old):
+            if any_set(old):
                 hosts = array("Q", (mine or new for mine, new in zip(old, hosts, strict=True)))
             table[places] = hosts
 
     def _entries(self, host: int, count: int) -> array[int]:
         """The L2 entries of ``count`` host clusters that lie together and are this disk's alone."""
-        step = self._header.geometry.cluster_size
-        return array("Q", range(host | COPIED, (host | COPIED) + count * step, step))
+        return series(host | COPIED, count, self._header.geometry.cluster_size)
 
     def link(self, extent: Extent) -> None:
         """Map the guest range of ``extent`` to its host range; let go of what it replaces."""
@@ -172,7 +172,7 @@ class ClusterMap:
             table[places] = new
             if geometry.extended_l2:
                 table[first + 1 : first + 1 + count * step : step] = array("Q", [_ALL]) * count
-        if old != new and any(old):
+        if any_set(old) and old != new:
             for position, entry in enumerate(old):
                 self.release(entry, unless=host + position * geometry.cluster_size)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from imgtool.description import SnapshotInfo
@@ -15,10 +13,17 @@ from imgtool.extent import Extent
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
-from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Compression, Crypt
+from imgtool.formats.qcow2.schema import (
+    COPIED,
+    L2_OFFSET_MASK,
+    BitmapFlag,
+    Compatible,
+    Compression,
+    Crypt,
+)
 from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import L2Tables
-from imgtool.mapped import MappedDevice
+from imgtool.mapped import DecodedClusters, MappedDevice
 from imgtool.storage.base import Storage
 from imgtool.units import align_down
 
@@ -27,6 +32,9 @@ SECTOR = 512
 
 #: Decoded clusters that one open disk keeps, for readers that take small steps.
 _DECODED_BYTES = 4 << 20
+
+#: What the L2 entry of a cluster may have set that is nothing but data.
+_PLAIN_ENTRY = COPIED | L2_OFFSET_MASK
 
 
 class Qcow2Device(MappedDevice):
@@ -72,8 +80,9 @@ class Qcow2Device(MappedDevice):
             version=header.version,
             external_data=header.has_data_file,
         )
-        self._decoded: OrderedDict[int, bytes] = OrderedDict()
-        self._decoded_lock = threading.Lock()
+        self._decoded = DecodedClusters(_DECODED_BYTES)
+        # Plain entries of whole clusters say where the bytes lie without another look.
+        self._plain_entries = not header.geometry.extended_l2
         if encrypted and contents is None:
             self._incomplete = "password"
         elif not follow:
@@ -165,7 +174,7 @@ class Qcow2Device(MappedDevice):
     def _cluster_size(self) -> int:
         return self.header.geometry.cluster_size
 
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         geometry = self.header.geometry
         coverage = geometry.l2_coverage
         end = offset + length
@@ -178,22 +187,24 @@ class Qcow2Device(MappedDevice):
                 yield self._l2.unmapped(offset, min(end, start) - offset)
             if start < end:
                 stop = min(end, (l1_index + 1) * coverage)
-                yield from self._map_clusters(l1_index, start, stop)
+                yield from self._map_clusters(l1_index, start, stop, whole)
                 start = stop
             offset = start
 
-    def _map_clusters(self, l1_index: int, offset: int, end: int) -> Iterator[Extent]:
+    def _map_clusters(self, l1_index: int, offset: int, end: int, whole: bool) -> Iterator[Extent]:
         """Map ``[offset, end)``, which the L2 table ``l1_index`` covers."""
         bits = self.header.geometry.cluster_bits
         base = l1_index * self.header.geometry.l2_coverage
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
-            table = self._tables.get(l1_index)
+            tables = self._tables
+            table = tables.peek(l1_index) if whole else tables.get(l1_index)
             if table is None:
                 yield self._l2.unmapped(offset, end - offset)
                 return
-            for extent in self._l2.extents(table, first, count, base + (first << bits)):
+            found = self._l2.extents(table, first, count, base + (first << bits), whole=whole)
+            for extent in found:
                 if extent.offset >= offset and extent.end <= end:
                     yield extent
                 elif extent.offset < end and extent.end > offset:
@@ -201,40 +212,46 @@ class Qcow2Device(MappedDevice):
         except CorruptImage as error:
             raise error.in_file(self.name) from None
 
-    def _decode(self, extent: Extent) -> bytes:
-        assert extent.host_offset is not None
-        key = extent.host_offset
-        with self._decoded_lock:
-            cluster = self._decoded.get(key)
-            if cluster is not None:
-                self._decoded.move_to_end(key)
-                return cluster
-        cluster = self._decompress(key, extent.encoded_length)
-        if extent.length < self._cluster_size:
-            # A part was asked for, so the next request is likely for another part.
-            with self._decoded_lock:
-                self._decoded[key] = cluster
-                while len(self._decoded) > max(1, _DECODED_BYTES // self._cluster_size):
-                    self._decoded.popitem(last=False)
-        return cluster
+    def _lies_at(self, offset: int, length: int) -> tuple[Storage, int] | None:
+        geometry = self.header.geometry
+        index = offset >> geometry.cluster_bits
+        entries = geometry.l2_entries
+        table = self._tables.get(index // entries) if self._plain_entries else None
+        if table is None:
+            return None
+        index %= entries
+        entry = table[index]
+        host = entry & L2_OFFSET_MASK
+        size = geometry.cluster_size
+        within = offset & (size - 1)
+        if not host or entry & ~_PLAIN_ENTRY or host & (size - 1) or self.contents is None:
+            return None
+        last = index + ((within + length - 1) >> geometry.cluster_bits)
+        if last > index:
+            if last >= entries:
+                return None
+            for following in table[index + 1 : last + 1]:
+                entry += size
+                if following != entry:
+                    return None
+        return self.contents, host + within
 
-    def _decompress(self, offset: int, length: int) -> bytes:
+    def _decode(self, extent: Extent, encoded: memoryview) -> bytes | bytearray:
         from imgtool import codecs
 
-        if offset >= self.storage.size():
-            raise CorruptImage(
-                "A compressed cluster lies past the end of the file", offset, filename=self.name
-            )
-        data = self.storage.read_at(offset, length)
-        decompress = (
+        offset = extent.host_offset
+        assert offset is not None
+        decompress: Callable[[memoryview, int], bytes | bytearray] = (
             codecs.zstd_decompress
             if self.header.compression is Compression.ZSTD
             else codecs.inflate
         )
         try:
-            cluster = decompress(data, self._cluster_size)
+            cluster = decompress(encoded, self._cluster_size)
         except CorruptImage as error:
-            raise CorruptImage(error.what, offset, filename=self.name) from error
+            past = offset >= self.storage.size()
+            what = "A compressed cluster lies past the end of the file" if past else error.what
+            raise CorruptImage(what, offset, filename=self.name) from error
         if len(cluster) != self._cluster_size:
             raise CorruptImage(
                 "A compressed cluster does not fill a cluster", offset, filename=self.name

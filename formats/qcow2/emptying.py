@@ -14,14 +14,20 @@ def make_empty(device: WritableQcow2) -> None:
     """Unmap the whole disk, and give back what only it held. Snapshots keep what is theirs."""
     with device.exclusive():
         device.flush()
-        drop_tables(device, 0)
+        drop_tables(device, 0, discard=False)
         if device.header.has_data_file and device.data is not None:
             device.data.discard(0, device.data.size())
+        # What is cut off needs no holes.
         trim_file(device)
+        with device.gate.drained():
+            device.metadata.discard_freed()
 
 
-def drop_tables(device: WritableQcow2, first: int) -> None:
-    """Unmap everything from the L1 entry ``first`` on; what was shown there must not matter."""
+def drop_tables(device: WritableQcow2, first: int, *, discard: bool = True) -> None:
+    """Unmap everything from the L1 entry ``first`` on; what was shown there must not matter.
+
+    Without ``discard`` the host storage is not given back: that is the caller's to do.
+    """
     metadata = device.metadata
     dropped = device.l1[first:]
     if not any(dropped):
@@ -33,7 +39,8 @@ def drop_tables(device: WritableQcow2, first: int) -> None:
     with device.gate.drained():
         for clusters in referenced(device.storage, device.header, dropped):
             metadata.allocator.change_many(clusters, -1)
-            metadata.discard_freed()
+            if discard:
+                metadata.discard_freed()
             metadata.flush_if_crowded()
     metadata.flush()
 

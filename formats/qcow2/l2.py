@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent, Kind
+from imgtool.formats.qcow2.bulk import numpy_pays
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.schema import (
     COMPRESSED,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Up to here a loop over entries beats numpy.
 _BULK_ENTRIES = 256
-#: Importing numpy takes as long as looping over so many entries, so it is put off that long.
-_LOOPED_ENTRIES = 1_000_000
 #: Entries that numpy is given at a time: a table may have a quarter of a million.
 _BULK_STEP = 1 << 16
 
@@ -43,8 +41,6 @@ _UNIFORM = {0: Kind.UNALLOCATED, _ALL: Kind.DATA, _ALL << SUBCLUSTERS: Kind.ZERO
 
 _KINDS = (Kind.UNALLOCATED, Kind.ZERO, Kind.DATA, Kind.COMPRESSED)
 _UNALLOCATED, _ZERO, _DATA, _COMPRESSED = range(4)
-
-_looped = 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -66,15 +62,6 @@ def _subcluster_runs(bitmap: int) -> tuple[tuple[Kind, int, int], ...]:
     return tuple(runs)
 
 
-def _numpy_pays(count: int) -> bool:
-    """Whether ``count`` more entries are worth numpy, given what has been done without it."""
-    global _looped
-    if "numpy" in sys.modules:
-        return True
-    _looped += count
-    return _looped > _LOOPED_ENTRIES
-
-
 @dataclass(frozen=True)
 class L2Reader:
     """Turns runs of L2 entries into extents.
@@ -90,16 +77,22 @@ class L2Reader:
     version: int
     external_data: bool
 
-    def extents(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
-        """Describe ``count`` clusters from entry ``first`` on, the first at guest ``offset``."""
+    def extents(
+        self, table: array[int], first: int, count: int, offset: int, *, whole: bool = False
+    ) -> Iterator[Extent]:
+        """Describe ``count`` clusters from entry ``first`` on, the first at guest ``offset``.
+
+        With ``whole`` compressed clusters may come as runs, which have no host range.
+        """
         if self.geometry.extended_l2:
             yield from self._extended(table, first, count, offset)
-        elif count <= _BULK_ENTRIES or not _numpy_pays(count):
-            yield from self._standard(table, first, count, offset)
+        elif count <= _BULK_ENTRIES or not numpy_pays(count):
+            yield from self._standard(table, first, count, offset, whole)
         else:
             for start in range(0, count, _BULK_STEP):
                 here = offset + (start << self.geometry.cluster_bits)
-                yield from self._bulk(table, first + start, min(_BULK_STEP, count - start), here)
+                step = min(_BULK_STEP, count - start)
+                yield from self._bulk(table, first + start, step, here, whole)
 
     def unmapped(self, offset: int, length: int) -> Extent:
         """The extent of a range that has no L2 table."""
@@ -107,13 +100,17 @@ class L2Reader:
 
     # One entry at a time
 
-    def _standard(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
+    def _standard(
+        self, table: array[int], first: int, count: int, offset: int, whole: bool
+    ) -> Iterator[Extent]:
         cluster_size = self.geometry.cluster_size
         entries = table[first : first + count]
         begin, following, step = 0, -1, 0
         for index, entry in enumerate(entries):
             if entry == following:
                 following += step
+                continue
+            if whole and entry & COMPRESSED and index and entries[begin] & COMPRESSED:
                 continue
             if index:
                 yield self._run(entries[begin], offset, (index - begin) * cluster_size)
@@ -126,7 +123,7 @@ class L2Reader:
     def _run(self, entry: int, offset: int, length: int) -> Extent:
         """The extent of clusters that lie one after the other, from that of ``entry`` on."""
         if entry & COMPRESSED:
-            return self._compressed(entry, offset)
+            return self._compressed(entry, offset, length)
         host = self._aligned(entry)
         if entry & ZERO_FLAG:
             if self.version < 3:
@@ -188,25 +185,27 @@ class L2Reader:
     def _plain(self, kind: Kind, offset: int, length: int, host: int | None) -> Extent:
         return Extent(offset, length, kind, None if host is None else self.data, host)
 
-    def _compressed(self, entry: int, offset: int) -> Extent:
+    def _compressed(self, entry: int, offset: int, length: int | None = None) -> Extent:
+        """The extent of a compressed cluster, or of the run of ``length`` bytes that it begins."""
         if self.external_data:
             raise CorruptImage("A compressed cluster in an image with an external data file")
-        host, length = self.geometry.compressed_range(entry)
-        return Extent(
-            offset,
-            self.geometry.cluster_size,
-            Kind.COMPRESSED,
-            self.file,
-            host,
-            encoded_length=length,
-        )
+        if length is not None and length != self.geometry.cluster_size:
+            return Extent(offset, length, Kind.COMPRESSED)
+        host, encoded = self.geometry.compressed_range(entry)
+        size = self.geometry.cluster_size
+        return Extent(offset, size, Kind.COMPRESSED, self.file, host, 0, False, encoded)
 
     # Whole tables at once
 
-    def _bulk(self, table: array[int], first: int, count: int, offset: int) -> Iterator[Extent]:
+    def _bulk(
+        self, table: array[int], first: int, count: int, offset: int, whole: bool
+    ) -> Iterator[Extent]:
         import numpy as np
 
         entries = np.frombuffer(table, dtype=np.uint64)[first : first + count]
+        if self._is_one_run(entries):
+            yield self._run(int(entries[0]), offset, count << self.geometry.cluster_bits)
+            return
         compressed = (entries & np.uint64(COMPRESSED)) != 0
         host = entries & np.uint64(L2_OFFSET_MASK)
         self._check_alignment(host, compressed)
@@ -223,6 +222,8 @@ class L2Reader:
         joined &= hosted[1:] == hosted[:-1]
         joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(self.geometry.cluster_size))
         joined &= ~compressed[1:]
+        if whole:
+            joined |= compressed[1:] & compressed[:-1]
         starts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
         lengths: list[Any] = np.diff(starts, append=len(kinds)).tolist()
         rows = zip(
@@ -236,12 +237,25 @@ class L2Reader:
         for kind, is_hosted, host_offset, entry, clusters in rows:
             length = clusters * self.geometry.cluster_size
             if kind == _COMPRESSED:
-                yield self._compressed(entry, offset)
+                yield self._compressed(entry, offset, length)
             elif is_hosted:
                 yield Extent(offset, length, _KINDS[kind], self.data, host_offset)
             else:
                 yield Extent(offset, length, _KINDS[kind])
             offset += length
+
+    def _is_one_run(self, entries: NDArray[np.uint64]) -> bool:
+        """Whether all clusters lie one after the other, or none lies anywhere: the usual cases."""
+        first = int(entries[0])
+        if first & COMPRESSED:
+            return False
+        if not self._has_host(first):
+            return bool((entries == entries[0]).all())
+        # The last entry tells most of those that are not.
+        size = self.geometry.cluster_size
+        if int(entries[-1]) != first + (len(entries) - 1) * size:
+            return False
+        return bool((entries == _ramp(size)[: len(entries)] + entries[0]).all())
 
     def _hosted(self, entries: NDArray[np.uint64], host: NDArray[np.uint64]) -> NDArray[np.bool_]:
         import numpy as np
@@ -257,6 +271,13 @@ class L2Reader:
         wrong = ((host & np.uint64(self.geometry.cluster_size - 1)) != 0) & ~compressed
         if bool(np.any(wrong)):
             raise unaligned(int(host[np.flatnonzero(wrong)[0]]))
+
+
+@functools.lru_cache(maxsize=4)
+def _ramp(step: int) -> NDArray[np.uint64]:
+    import numpy as np
+
+    return np.arange(0, _BULK_STEP * step, step, dtype=np.uint64)
 
 
 def unaligned(host: int) -> CorruptImage:

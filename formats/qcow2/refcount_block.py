@@ -94,17 +94,15 @@ class RefcountBlock:
             return size, 0
         limit = min(size, start + wanted)
         if self._order >= 3:
-            # Stripping zeros from the left finds the first refcount that is not zero.
             width = 1 << (self._order - 3)
             window = self.data[start * width : limit * width]
-            used = len(window) - len(window.lstrip(b"\0"))
-            return start, used // width
+            return start, _leading_zeros(window) // width
         end = start + 1
         while end < limit and not self._starts_byte(end) and not self[end]:
             end += 1
         if end < limit and self._starts_byte(end):
             window = self.data[self._place(end) : self._place(limit)]
-            end += (len(window) - len(window.lstrip(b"\0"))) * (8 >> self._order)
+            end += _leading_zeros(window) * (8 >> self._order)
         while end < limit and not self[end]:
             end += 1
         return start, end - start
@@ -141,6 +139,14 @@ class RefcountBlock:
     def _repeated(self, value: int) -> int:
         """A byte all of whose refcounts are ``value``."""
         return sum(value << bit for bit in range(0, 8, 1 << self._order))
+
+
+def _leading_zeros(window: bytearray) -> int:
+    """How many bytes there are before the first that is not zero."""
+    # Mostly all of them are zero, and comparing is faster than stripping.
+    if window == bytes(len(window)):
+        return len(window)
+    return len(window) - len(window.lstrip(b"\0"))
 
 
 @cache

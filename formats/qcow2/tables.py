@@ -58,6 +58,11 @@ class L2Tables:
                     self._keep(l1_index, table)
             return table
 
+    def peek(self, l1_index: int) -> array[int] | None:
+        """The same for those who look at every table once: what is read is not kept."""
+        table = self._pinned.get(l1_index) or self._tables.get(l1_index)
+        return self._load(l1_index) if table is None else table
+
     def next_mapped(self, l1_index: int, end: int) -> int:
         """The first L1 index from ``l1_index`` on, below ``end``, that has a table; else ``end``.
 

@@ -58,6 +58,10 @@ class WritableQcow2(Qcow2Device):
     ) -> None:
         super().__init__(storage, header, l1, data=data, contents=contents, backing=backing)
         self._data: Storage = contents
+        # Decoded clusters are not kept: their host cluster may come to hold something else.
+        self._decoded = None
+        # Nor is anything read past the mapping's lock.
+        self._plain_entries = False
         self._lock = threading.RLock()
         self.gate = Gate()
         self._allocator = allocator
@@ -106,21 +110,16 @@ class WritableQcow2(Qcow2Device):
         with self.gate:
             super()._read(offset, view)
 
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
         # One L2 table at a time, so that the lock is held briefly and the list stays short.
         coverage = self.header.geometry.l2_coverage
         end = offset + length
         while offset < end:
             stop = min(end, align_down(offset, coverage) + coverage)
             with self.clusters.lock:
-                extents = list(super()._map(offset, stop - offset))
+                extents = list(super()._map(offset, stop - offset, whole=whole))
             yield from extents
             offset = stop
-
-    def _decode(self, extent: Extent) -> bytes:
-        # Decoded clusters are not kept: their host cluster may come to hold something else.
-        assert extent.host_offset is not None
-        return self._decompress(extent.host_offset, extent.encoded_length)
 
     # Changing
 

@@ -111,6 +111,7 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
     "-m", "--parallel", metavar="N", callback=_workers, help="How many threads work, 1 to 16."
 )
 @click.option("-C", "--copy-range-offloading", "offload", is_flag=True, help="Let the host copy.")
+@click.option("--no-offload", is_flag=True, help="Copy even where the host can share blocks.")
 @click.option("--salvage", is_flag=True, help="Read what can't be read as zeros, and go on.")
 @click.option(
     "-W",
@@ -151,6 +152,7 @@ def command(
     rate: int | None,
     parallel: int | None,
     offload: bool,
+    no_offload: bool,
     salvage: bool,
     bitmaps: bool,
     skip_broken_bitmaps: bool,
@@ -199,6 +201,7 @@ def command(
                 workers=parallel,
                 salvage=salvage,
                 rate_limit=rate,
+                share_blocks=not no_offload,
                 copy_offload=offload,
                 bitmaps=bitmaps,
                 skip_broken_bitmaps=skip_broken_bitmaps,
@@ -234,6 +237,9 @@ def _refuse_conflicts(chosen: Mapping[str, Any], options: Mapping[str, str]) -> 
             chosen["target_is_zero"] and not chosen["no_create"]
         ),
         "Cannot enable copy offloading when -S is used": chosen["offload"] and sparse_given,
+        "Cannot use -C and --no-offload at the same time": (
+            chosen["offload"] and chosen["no_offload"]
+        ),
         "Cannot enable copy offloading when -c is used": chosen["offload"] and chosen["compress"],
         "Cannot use copy offloading in salvaging mode": chosen["offload"] and chosen["salvage"],
         "Compression and preallocation not supported at the same time": (

@@ -21,6 +21,7 @@ from imgtool.ops.check import check
 from imgtool.ops.convert import blocks, convert
 from imgtool.ops.convert.plan import Window, windows
 from imgtool.progress import Progress
+from imgtool.ranges import Ranges, joined, without
 from imgtool.storage.base import Storage
 from imgtool.units import align_down, align_up
 from imgtool.workers import Workers
@@ -143,15 +144,12 @@ def _footprint(device: BlockDevice) -> Footprint:
 
 def _give_back_zeros(device: BlockDevice, progress: Progress | None) -> None:
     unit = max(_BLOCK, device.limits.alignment)
-    waiting: deque[tuple[Window, Future[blocks.Blocks]]] = deque()
+    waiting: deque[tuple[Window, Future[Ranges]]] = deque()
 
     def settle() -> None:
         window, future = waiting.popleft()
-        for empty, first, end in blocks.runs(future.result()):
-            if empty:
-                start = window.offset + first * unit
-                stop = min(window.offset + end * unit, window.offset + window.length)
-                device.reclaim(start, stop - start)
+        for start, end in future.result():
+            device.reclaim(window.offset + start, min(end, window.length) - start)
         if progress is not None:
             progress(window.offset + window.length, device.size)
 
@@ -168,30 +166,22 @@ def _give_back_zeros(device: BlockDevice, progress: Progress | None) -> None:
         progress(device.size, device.size)
 
 
-def _empty_units(window: Window, unit: int, size: int) -> blocks.Blocks:
-    """The units of a window that are held whole, and all zeros."""
-    import numpy as np
-
-    count = -(-window.length // unit)
-    held = np.zeros(count, dtype=np.bool_)
-    nonzero = np.zeros(count, dtype=np.bool_)
+def _empty_units(window: Window, unit: int, size: int) -> Ranges:
+    """The units of a window that are held whole, and all zeros; ranges count from its beginning."""
+    empty: Ranges = []
     for part in window.data:
-        first = align_up(part.offset - window.offset, unit) // unit
+        start = align_up(part.offset - window.offset, unit)
         end = part.end - window.offset
-        last = -(-end // unit) if part.end == size else align_down(end, unit) // unit
-        if first >= last:
-            continue
-        held[first:last] = True
-        nonzero[first:last] = _nonzero(part.clip(window.offset + first * unit, part.end), unit)[
-            : last - first
-        ]
-    return held & ~nonzero
+        end = align_up(end, unit) if part.end == size else align_down(end, unit)
+        if start < end:
+            nonzero = _nonzero(part.clip(window.offset + start, part.end), unit)
+            shifted = [(start + low, start + high) for low, high in nonzero]
+            empty += without([(start, end)], shifted)
+    return joined(empty)
 
 
-def _nonzero(part: Extent, unit: int) -> blocks.Blocks:
-    """For each unit of a part, which begins with one: whether it holds anything but zeros."""
-    import numpy as np
-
+def _nonzero(part: Extent, unit: int) -> Ranges:
+    """The units of a part, which begins with one, that hold anything but zeros."""
     assert part.storage is not None
     assert part.host_offset is not None
     length = align_up(part.length, unit)
@@ -199,13 +189,13 @@ def _nonzero(part: Extent, unit: int) -> blocks.Blocks:
         found for found in part.storage.ranges(part.host_offset, part.length) if found.is_data
     ]
     if not stored:
-        return np.zeros(length // unit, dtype=np.bool_)
+        return []
     buffer = bytearray(length)
     view = memoryview(buffer)
     for found in stored:
         start = found.offset - part.host_offset
         part.storage.read_into(found.offset, view[start : start + found.length])
-    return blocks.nonzero_blocks(buffer, length, unit)
+    return blocks.nonzero_ranges(buffer, length, unit)
 
 
 # Into a new file

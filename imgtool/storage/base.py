@@ -135,6 +135,13 @@ class Storage(abc.ABC):
         """
         return 0
 
+    def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        """Let a range share its blocks with one of ``source``, which is like copying it.
+
+        Returns false, with nothing done, where the host cannot do that between these two.
+        """
+        return False
+
     @abc.abstractmethod
     def close(self) -> None:
         """Release the file and its locks. Closing twice is harmless."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.gate import Gate
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import (
@@ -77,8 +78,8 @@ class FileStorage(Storage):
         self._identity = (status.st_dev, status.st_ino)
         self._device_size = file.seek(0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else None
         self._naming = _Naming(name)
-        #: Held by everything that may make the file longer, or sets its length.
-        self._growth = threading.RLock()
+        #: Whoever may make the file longer is inside; its length is set with nobody there.
+        self._growth = Gate()
         #: The file is known to be at least this long, so writes below it need no lock.
         self._end = status.st_size if self._device_size is None else self._device_size
         self._syncing = threading.Lock()
@@ -148,7 +149,9 @@ class FileStorage(Storage):
             if lock:
                 _claim(file, name, True, share)
             if stat.S_ISREG(status.st_mode):
-                os.ftruncate(file.fileno(), 0)
+                # ext4 writes out, on closing, a file that was cut to nothing, even if it was empty.
+                if os.fstat(file.fileno()).st_size:
+                    os.ftruncate(file.fileno(), 0)
                 if nocow:
                     _set_nocow(file)
             return cls(file, name, writable=True, cache=cache, created=created)
@@ -199,6 +202,14 @@ class FileStorage(Storage):
             fill_zeroes(view[found:])
         return found
 
+    def read_at(self, offset: int, length: int) -> bytes:
+        if self._direct is None and 0 <= offset <= MAX_OFFSET - length:
+            with self._naming:
+                data = self._file.read_bytes(offset, length)
+            if len(data) == length:
+                return data
+        return super().read_at(offset, length)
+
     def _get(self, view: memoryview, offset: int) -> int:
         if not view:
             return 0
@@ -223,7 +234,7 @@ class FileStorage(Storage):
         end = self._check_write(offset, length)
         if not length:
             return
-        with self._naming, self._growing(end):
+        with self._naming, self._growth.drained() if unmap else self._growing(end):
             if unmap:
                 size = self.size()
                 if end > size:
@@ -248,7 +259,7 @@ class FileStorage(Storage):
     def truncate(self, size: int) -> None:
         """Set the length in bytes. A block device keeps its own, which must be enough."""
         self._check_write(size, 0)
-        with self._naming, self._growth:
+        with self._naming, self._growth.drained():
             self._set_size(size)
         self._written()
 
@@ -277,6 +288,20 @@ class FileStorage(Storage):
         with self._naming, self._growing(end):
             done = copying.copy(number, source_offset, self._file.fileno(), offset, length)
             self._reached(offset + done)
+        if done:
+            self._written()
+        return done
+
+    def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        end = self._check_write(offset, length)
+        check_range(source_offset, length, source.name)
+        number = source.fileno()
+        if number is None or not length or source_offset + length > source.size():
+            return False
+        with self._naming, self._growing(end):
+            done = copying.share(number, source_offset, self._file.fileno(), offset, length)
+            if done:
+                self._reached(end)
         if done:
             self._written()
         return done
@@ -315,7 +340,7 @@ class FileStorage(Storage):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
 
     def _growing(self, end: int) -> contextlib.AbstractContextManager[object]:
-        """What to hold while writing up to ``end``: nobody may cut the file off meanwhile."""
+        """What to be inside while writing up to ``end``: nobody may cut the file off meanwhile."""
         return self._growth if end > self._end else _UNLOCKED
 
     def _reached(self, end: int) -> None:

@@ -41,6 +41,12 @@ class Descriptor:
             done += count
         return done
 
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """Return bytes from ``offset`` on, without a copy; fewer than ``length`` mean nothing."""
+        if hasattr(os, "pread") and length <= LARGEST_REQUEST:
+            return os.pread(self.fileno(), length, offset)
+        return b""
+
     def read_some(self, view: memoryview, offset: int) -> int:
         """Fill the front of ``view``, with one call; return how many bytes, 0 at the file's end."""
         part = view if len(view) <= LARGEST_REQUEST else view[:LARGEST_REQUEST]

@@ -1,70 +1,82 @@
-"""Which blocks of a buffer matter: not all zeros, or not the same as another's."""
+"""Which blocks of a buffer matter: not all zeros, or not the same as another's.
+
+Memory is compared with memory, which ends at the first byte that tells: a block with data costs
+next to nothing, and numpy would look at every byte of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from imgtool.ranges import Ranges, joined, without
 
-    Blocks = NDArray[np.bool_]
+_WORD = 8
+_ZERO_WORD = bytes(_WORD)
+_ZEROS = bytes(1 << 20)
 
 
-def nonzero_blocks(buffer: bytearray, length: int, block: int) -> Blocks:
-    """For each ``block`` bytes of the first ``length``: whether any is not zero.
+def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
+    """The blocks of ``block`` bytes in the first ``length`` that are not all zeros.
 
     ``block`` is a multiple of 8 and divides ``length``.
     """
-    import numpy as np
+    view = memoryview(buffer)
 
-    words = np.frombuffer(buffer, dtype=np.uint64, count=length // 8).reshape(-1, block // 8)
-    found: Blocks = np.bitwise_or.reduce(words, axis=1) != 0
-    return found
+    def zero(start: int, end: int) -> bool:
+        return all(
+            _ZEROS.startswith(view[here : min(here + len(_ZEROS), end)])
+            for here in range(start, end, len(_ZEROS))
+        )
 
-
-def differing_blocks(one: bytearray, other: bytearray, length: int, block: int) -> Blocks:
-    """For each ``block`` bytes of the first ``length``: whether the two buffers differ there."""
-    import numpy as np
-
-    count = length // 8
-    mine = np.frombuffer(one, dtype=np.uint64, count=count)
-    theirs = np.frombuffer(other, dtype=np.uint64, count=count)
-    found: Blocks = np.any((mine != theirs).reshape(-1, block // 8), axis=1)
-    return found
+    # A word of each block: only where that is zero is the block worth a look.
+    return _without_alike(_sample(view, length, block), length, block, zero)
 
 
-def fill_gaps(wanted: Blocks, shortest: int) -> Blocks:
-    """Count as wanted the gaps of fewer than ``shortest`` blocks between wanted ones."""
-    if shortest > 1:
-        import numpy as np
+def differing_ranges(one: bytearray, other: bytearray, length: int, block: int) -> Ranges:
+    """The blocks of ``block`` bytes in the first ``length`` in which the two buffers differ.
 
-        for value, start, end in list(runs(wanted)):
-            if not value and end - start < shortest and start > 0 and end < len(wanted):
-                wanted[start:end] = np.bool_(True)
-    return wanted
+    ``block`` is a multiple of 8 and divides ``length``.
+    """
+    mine, theirs = memoryview(one), memoryview(other)
 
+    def same(start: int, end: int) -> bool:
+        return one.startswith(theirs[start:end], start)
 
-def coarsen(wanted: Blocks, factor: int) -> Blocks:
-    """Join every ``factor`` blocks to one, which is wanted if any of them is."""
-    import numpy as np
-
-    if factor == 1:
-        return wanted
-    padded = np.pad(wanted, (0, -len(wanted) % factor))
-    joined: Blocks = np.any(padded.reshape(-1, factor), axis=1)
-    return joined
+    if same(0, length):
+        return []
+    sample, others = _sample(mine, length, block), _sample(theirs, length, block)
+    difference = int.from_bytes(sample, "little") ^ int.from_bytes(others, "little")
+    return _without_alike(difference.to_bytes(len(sample), "little"), length, block, same)
 
 
-def runs(wanted: Blocks) -> Iterator[tuple[bool, int, int]]:
-    """The runs of equal values, as ``(value, first, end)``."""
-    import numpy as np
+def _sample(view: memoryview, length: int, block: int) -> bytes:
+    """The first word of each block."""
+    return view[:length].cast("Q")[:: block // _WORD].tobytes()
 
-    if not len(wanted):
-        return
-    edges = np.flatnonzero(wanted[1:] != wanted[:-1]) + 1
-    starts = [0, *edges.tolist()]
-    ends = [*edges.tolist(), len(wanted)]
-    for start, end in zip(starts, ends, strict=True):
-        yield bool(wanted[start]), start, end
+
+def _without_alike(
+    sample: bytes, length: int, block: int, alike: Callable[[int, int], bool]
+) -> Ranges:
+    """All blocks but those whose word in ``sample`` is zero and that turn out to be ``alike``."""
+    found: Ranges = []
+    place = sample.find(_ZERO_WORD)
+    while place >= 0:
+        if place % _WORD:
+            place += _WORD - place % _WORD
+        else:
+            first = place
+            while sample.startswith(_ZERO_WORD, place):
+                place += _WORD
+            _add_alike(found, first // _WORD * block, place // _WORD * block, block, alike)
+        place = sample.find(_ZERO_WORD, place)
+    return without([(0, length)], found) if length else []
+
+
+def _add_alike(
+    found: Ranges, start: int, end: int, block: int, alike: Callable[[int, int], bool]
+) -> None:
+    if alike(start, end):
+        found.append((start, end))
+    elif end - start > block:
+        pieces = ((here, here + block) for here in range(start, end, block))
+        found += joined(piece for piece in pieces if alike(*piece))

@@ -41,6 +41,7 @@ def convert(
     workers: int | None = None,
     salvage: bool = False,
     rate_limit: int | None = None,
+    share_blocks: bool = True,
     copy_offload: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
@@ -59,6 +60,8 @@ def convert(
     ``target_is_zero`` then says that it reads as zeros. ``sparse_size`` (bytes, a multiple of 512)
     is the shortest run of zeros that is not written, 0 writes everything. Over a ``backing`` image
     only what differs from it is written. ``progress`` is called with bytes done and bytes in all.
+    With ``share_blocks`` the target shares the sources' blocks instead of copying them, where the
+    host's file system can; ``copy_offload`` lets the host copy everything that is mapped.
     ``bitmaps`` copies the persistent bitmaps of the one source as well; those that were not stored
     properly are refused, or left out with ``skip_broken_bitmaps``.
     The opener's password is the sources'; ``target_secrets`` are for the target, by default those
@@ -83,7 +86,7 @@ def convert(
         copied = _judge_bitmaps(source, skip_broken_bitmaps, warn or _ignore) if bitmaps else ()
         if part is not None:
             source = part(source)
-        base = None
+        base, reserved = None, False
         if create:
             if not isinstance(target.source, (str, os.PathLike, Storage)):
                 raise BadOption("A new image is made in a file or a storage")
@@ -107,6 +110,8 @@ def convert(
             if check_space and not compress and not salvage:
                 # What is to be salvaged may have no mapping to judge by.
                 check_free_space(plan, source, base, allocate=sparse_size == 0)
+            # What is reserved must not turn into blocks that somebody else has as well.
+            reserved = plan.options.get("preallocation") in ("falloc", "full")
             image = stack.enter_context(begin(plan, backing=base, cache=target_cache))
             device, finish = image.device, image.finish
             zeroed = image.reads_zero and _reads_zero(device)
@@ -130,6 +135,7 @@ def convert(
             sparse_size=sparse_size,
             compress=compress,
             level=compression_level,
+            share=share_blocks and not reserved,
             offload=copy_offload,
             salvage=salvage,
             rate_limit=rate_limit,

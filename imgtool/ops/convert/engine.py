@@ -1,16 +1,17 @@
-"""The copy engine: reads, judges and encodes on threads, allocates in order, writes on threads.
+"""The copy engine: threads that each carry a window of the disk from the source to the target.
 
-Windows are read ahead on a few threads. Their results are taken in the disk's order, and only then
-is room allocated in the target, so the output is the same however many threads there are. Writing
-goes back to the threads. How many windows are under way does not depend on the threads either.
+A thread reads a window, judges it and encodes it, beside the others. Then it waits for the
+window's turn: room in the target is taken in the disk's order, so the output is the same however
+many threads there are. Then it writes, beside the others again. The buffer stays with the thread,
+and in its processor's cache. The caller's thread is one of them, and reports the progress.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from imgtool.device import BlockDevice
@@ -19,11 +20,9 @@ from imgtool.extent import Extent, Kind
 from imgtool.ops.convert import blocks
 from imgtool.ops.convert.plan import WINDOW, Window, all_of, differing, windows
 from imgtool.ops.convert.source import ReadFailed, SourceReader, Warn, describe
+from imgtool.ranges import Ranges, coarsened, common, joined, without
 from imgtool.units import align_down, align_up
-from imgtool.workers import Workers
-
-#: Windows being read, and windows being written, at a time: 32 MiB of buffers in all.
-_AHEAD = 8
+from imgtool.workers import Stopped, Turns, Workers
 
 #: The granularity at which zeros are looked for.
 BLOCK = 4096
@@ -40,7 +39,9 @@ class CopyJob:
     left alone in the target, or, where the target's units are larger, must read as in the source.
     ``zeroed`` says that the target reads as zeros where nothing is written (over a ``base``: as
     the base). ``sparse_size`` is the shortest run of zeros, in bytes, that is left out; 0 leaves
-    out nothing. ``rate_limit`` is in bytes a second.
+    out nothing. With ``share`` what is to be written shares the source's blocks where the host can
+    do that; with ``offload`` the host copies what is mapped as it is, zeros too. ``rate_limit`` is
+    in bytes a second.
     """
 
     source: BlockDevice
@@ -51,6 +52,7 @@ class CopyJob:
     sparse_size: int = BLOCK
     compress: bool = False
     level: int | None = None
+    share: bool = False
     offload: bool = False
     salvage: bool = False
     rate_limit: int | None = None
@@ -66,16 +68,17 @@ class CopyJob:
 
 @dataclass
 class _Judged:
-    """A window that has been read: which blocks are to be written, which made zero.
+    """A window that has been read: what of it is to be written, and what made zero.
 
-    ``encoded`` holds the compressed clusters by their offset in the window, None for those that
-    compression does not shrink. With ``offload`` nothing has been read: the host is to copy it.
+    Both are ranges of whole units that count from the window's beginning. ``encoded`` holds the
+    compressed clusters by their place in the window, None for those that compression does not
+    shrink. With ``offload`` nothing has been read: the host is to copy it.
     """
 
     window: Window
     buffer: bytearray
-    data: blocks.Blocks
-    zero: blocks.Blocks | None
+    data: Ranges
+    zero: Ranges | None
     encoded: dict[int, bytes | None]
     offload: bool = False
 
@@ -96,8 +99,14 @@ class CopyEngine:
         else:
             self._unit = max(self._block, target.limits.alignment)
         self._window = max(WINDOW, self._unit)
-        self._free: list[bytearray] = []
-        self._writing: deque[tuple[Future[None], list[Extent], bytearray]] = deque()
+        self._planning = threading.Lock()
+        self._planned = enumerate(windows(self._plan(), self._size, self._window))
+        self._turns = Turns()
+        self._failure: BaseException | None = None
+        #: What has been written and waits to become part of the target's mapping.
+        self._written: deque[list[Extent]] = deque()
+        #: Until the host says for the first time that it cannot.
+        self._sharing = job.share
         self._zeroed_to = 0
         self._started = time.monotonic()
         self._moved = 0
@@ -105,17 +114,70 @@ class CopyEngine:
     def run(self) -> None:
         """Copy. Raises :class:`ImageError` naming the byte at which reading or writing failed."""
         with Workers(self._job.workers) as workers:
-            reading: deque[Future[_Judged]] = deque()
-            for window in windows(self._plan(), self._size, self._window):
-                reading.append(workers.submit(self._read, window, self._buffer()))
-                if len(reading) > _AHEAD:
-                    self._take(self._result(reading.popleft()), workers)
-            while reading:
-                self._take(self._result(reading.popleft()), workers)
-            while self._writing:
-                self._finish_write()
+            helpers = [workers.submit(self._carry) for _ in range(workers.count - 1)]
+            try:
+                self._carry(self._job.progress)
+                for helper in helpers:
+                    helper.result()
+            except BaseException as error:
+                self._give_up(error)
+                raise
+        if self._failure is not None:
+            raise self._failure
+        self._link_written()
         self._zero_up_to(self._size)
-        self._report(self._size)
+        if self._job.progress is not None:
+            self._job.progress(self._size, self._size)
+
+    def _carry(self, progress: Progress | None = None) -> None:
+        """Carry windows, one after the other, until there are no more or something failed."""
+        buffer = bytearray(self._window)
+        try:
+            while True:
+                with self._planning:
+                    number, window = next(self._planned, (-1, None))
+                if window is None:
+                    return
+                self._carry_one(number, window, buffer)
+                if progress is not None:
+                    progress(window.offset, self._size)
+        except Stopped:
+            return
+        except (_WriteFailed, ReadFailed) as failed:
+            self._give_up(self._named(failed))
+        except BaseException as error:
+            self._give_up(error)
+
+    def _carry_one(self, number: int, window: Window, buffer: bytearray) -> None:
+        try:
+            judged = self._read(self._trimmed(window), buffer)
+        except (ReadFailed, ImageError):
+            # Whatever is wrong further ahead, the first that is wrong is told.
+            with self._turns.turn(number):
+                raise
+        with self._turns.turn(number):
+            self._link_written()
+            extents = self._place(judged)
+        if extents:
+            self._write(judged, extents)
+            self._written.append(extents)
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._planning:
+            if self._failure is None:
+                self._failure = error
+        self._turns.stop()
+
+    def _link_written(self) -> None:
+        while self._written:
+            self._job.target.link(self._written.popleft())
+
+    def _trimmed(self, window: Window) -> Window:
+        """The window without units at its ends that the plan does not touch."""
+        first, last = window.data[0].offset, window.data[-1].end
+        start = max(window.offset, align_down(first, self._unit))
+        end = min(window.offset + window.length, align_up(last, self._unit))
+        return Window(start, end - start, window.data)
 
     def _plan(self) -> Iterable[Extent]:
         job = self._job
@@ -138,7 +200,7 @@ class CopyEngine:
             self._job.warn(f"error while reading block status at offset {end}: {describe(error)}")
             yield Extent(end, self._size - end, Kind.DATA)
 
-    # On the threads
+    # Beside the other threads
 
     def _read(self, window: Window, buffer: bytearray) -> _Judged:
         job = self._job
@@ -146,33 +208,35 @@ class CopyEngine:
             return _Judged(window, buffer, self._covered(window), None, {}, offload=True)
         if job.in_part:
             window = self._widened(window)
-        self._reader.fill(window, buffer)
         length = align_up(window.length, self._unit)
+        self._reader.fill(window, memoryview(buffer)[:length])
+        zero: Ranges | None = None
         if job.base is not None:
             data, zero = self._compare_with_base(window, buffer, length)
         elif job.ranges is not None:
             planned = self._covered(window)
-            nonzero = blocks.nonzero_blocks(buffer, length, self._block)
-            data = blocks.coarsen(nonzero, self._unit // self._block) & planned
-            zero = planned & ~data
+            data = common(self._nonzero(buffer, length), planned)
+            zero = without(planned, data)
         elif job.sparse_size == 0:
-            data, zero = self._covered(Window(window.offset, window.length, [])), None
-            data[:] = True
+            data = [(0, length)]
         else:
-            found = blocks.nonzero_blocks(buffer, length, self._block)
-            found = blocks.fill_gaps(found, job.sparse_size // self._block)
-            data, zero = blocks.coarsen(found, self._unit // self._block), None
+            found = blocks.nonzero_ranges(buffer, length, self._block)
+            data = coarsened(joined(found, job.sparse_size), self._unit)
         encoded: dict[int, bytes | None] = {}
         if job.compress:
             view = memoryview(buffer)
-            for index in data.nonzero()[0].tolist():
-                start = index * self._unit
-                encoded[start] = job.target.encode(view[start : start + self._unit], job.level)
+            for begin, end in data:
+                for start in range(begin, end, self._unit):
+                    encoded[start] = job.target.encode(view[start : start + self._unit], job.level)
         return _Judged(window, buffer, data, zero, encoded)
+
+    def _nonzero(self, buffer: bytearray, length: int) -> Ranges:
+        return coarsened(blocks.nonzero_ranges(buffer, length, self._block), self._unit)
 
     def _compare_with_base(
         self, window: Window, buffer: bytearray, length: int
-    ) -> tuple[blocks.Blocks, blocks.Blocks]:
+    ) -> tuple[Ranges, Ranges]:
+        """What differs from the base: ranges that hold data, and ranges of zeros."""
         base = self._job.base
         assert base is not None
         below = bytearray(length)
@@ -181,23 +245,19 @@ class CopyEngine:
         if inside:
             base.read_into(window.offset, view[:inside])
         # What was left out of the plan is the same in both: it was not read on this side.
-        planned = self._covered(window)
-        factor = self._unit // self._block
-        differ = blocks.differing_blocks(buffer, below, length, self._block)
-        differ = blocks.coarsen(differ, factor) & planned
-        nonzero = blocks.coarsen(blocks.nonzero_blocks(buffer, length, self._block), factor)
-        return differ & nonzero, differ & ~nonzero
+        differ = blocks.differing_ranges(buffer, below, length, self._block)
+        differ = common(coarsened(differ, self._unit), self._covered(window))
+        nonzero = self._nonzero(buffer, length)
+        return common(differ, nonzero), without(differ, nonzero)
 
     def _widened(self, window: Window) -> Window:
         """The window with whole units to read: the plan may have left out parts of them."""
         if all(self._is_whole(part) for part in window.data):
             return window
         parts: list[Extent] = []
-        for covered, first, end in blocks.runs(self._covered(window)):
-            if covered:
-                start = first * self._unit
-                length = min(end * self._unit, window.length) - start
-                parts.append(Extent(window.offset + start, length, Kind.DATA))
+        for start, end in self._covered(window):
+            length = min(end, window.length) - start
+            parts.append(Extent(window.offset + start, length, Kind.DATA))
         return window._replace(data=parts)
 
     def _is_whole(self, part: Extent) -> bool:
@@ -210,30 +270,56 @@ class CopyEngine:
         end = window.offset + window.length
         return end % self._unit == 0 or end == self._job.target.size
 
-    def _covered(self, window: Window) -> blocks.Blocks:
+    def _covered(self, window: Window) -> Ranges:
         """The units that the window's data touches."""
-        import numpy as np
-
-        covered = np.zeros(-(-window.length // self._unit), dtype=np.bool_)
-        for part in window.data:
-            first = (part.offset - window.offset) // self._unit
-            last = -(-(part.end - window.offset) // self._unit)
-            covered[first:last] = True
-        return covered
+        parts = ((part.offset - window.offset, part.end - window.offset) for part in window.data)
+        return coarsened(joined(parts), self._unit)
 
     def _write(self, judged: _Judged, extents: list[Extent]) -> None:
         view = memoryview(judged.buffer)
+        origin = judged.window.offset
         for extent in extents:
             assert extent.storage is not None
             assert extent.host_offset is not None
             try:
                 if judged.offload:
                     self._offload(judged, extent)
-                else:
-                    start = extent.offset - judged.window.offset
-                    extent.storage.write_at(extent.host_offset, view[start : start + extent.length])
+                    continue
+                pieces = self._share(judged.window, extent) if self._sharing else [extent]
+                for piece in pieces:
+                    assert piece.host_offset is not None
+                    start = piece.offset - origin
+                    extent.storage.write_at(piece.host_offset, view[start : start + piece.length])
             except OSError as error:
                 raise _WriteFailed(extent.offset, error) from error
+
+    def _share(self, window: Window, extent: Extent) -> list[Extent]:
+        """Let ``extent`` share the source's blocks as far as they go; return what is to be written.
+
+        What is zeros in the source is not among the extents, so no hole and no zeros become data.
+        """
+        target, place = extent.storage, extent.host_offset
+        assert target is not None
+        assert place is not None
+        rest: list[Extent] = []
+        done = extent.offset
+        for part in window.data:
+            piece = part.clip(extent.offset, extent.end)
+            if piece.length <= 0 or piece.storage is None or piece.host_offset is None:
+                continue
+            length = align_down(piece.length, BLOCK)
+            host = place + piece.offset - extent.offset
+            if not length or piece.host_offset % BLOCK or host % BLOCK:
+                continue
+            if not target.share_from(piece.storage, piece.host_offset, host, length):
+                self._sharing = False
+                break
+            if done < piece.offset:
+                rest.append(extent.clip(done, piece.offset))
+            done = piece.offset + length
+        if done < extent.end:
+            rest.append(extent.clip(done, extent.end))
+        return rest
 
     def _offload(self, judged: _Judged, extent: Extent) -> None:
         """Let the kernel copy what lies in a host file as it is; read and write the rest."""
@@ -259,38 +345,35 @@ class CopyEngine:
         if done < extent.end:
             target.write_zeroes(host + done - extent.offset, extent.end - done)
 
-    # In order, on the caller's thread
+    # In the window's turn: nobody else uses the target's mapping
 
-    def _take(self, judged: _Judged, workers: Workers) -> None:
+    def _place(self, judged: _Judged) -> list[Extent]:
+        """Take room for what is to be written, and deal with all that is not."""
         window = judged.window
-        self._zero_up_to(window.offset)
         extents: list[Extent] = []
+        done = moved = 0
         try:
-            for wanted, first, end in blocks.runs(judged.data):
-                start = window.offset + first * self._unit
-                stop = min(window.offset + end * self._unit, window.offset + window.length)
-                if not wanted:
-                    self._leave_zero(judged, start, stop, first, end)
-                elif self._job.compress:
-                    extents += self._store_encoded(judged, first, end)
+            self._zero_up_to(window.offset)
+            for start, end in judged.data:
+                self._leave(judged, done, start)
+                if self._job.compress:
+                    extents += self._store_encoded(judged, start, end)
                 else:
-                    extents += self._room(judged, start, stop)
+                    stop = window.offset + min(end, window.length)
+                    extents += self._room(judged, window.offset + start, stop)
+                done, moved = end, moved + end - start
+            self._leave(judged, done, window.length)
         except OSError as error:
-            raise self._write_error(_WriteFailed(window.offset, error)) from error
+            raise _WriteFailed(window.offset, error) from error
         self._zeroed_to = window.offset + window.length
-        future = workers.submit(self._write, judged, extents)
-        self._writing.append((future, extents, judged.buffer))
-        if len(self._writing) > _AHEAD:
-            self._finish_write()
-        self._throttle(int(judged.data.sum()) * self._unit)
-        self._report(window.offset)
+        self._throttle(moved)
+        return extents
 
-    def _store_encoded(self, judged: _Judged, first: int, end: int) -> list[Extent]:
+    def _store_encoded(self, judged: _Judged, begin: int, end: int) -> list[Extent]:
         """Store compressed clusters; return room for those that compression does not shrink."""
         target = self._job.target
         extents: list[Extent] = []
-        for index in range(first, end):
-            start = index * self._unit
+        for start in range(begin, end, self._unit):
             offset = judged.window.offset + start
             encoded = judged.encoded[start]
             stop = min(offset + self._unit, self._size)
@@ -310,17 +393,16 @@ class CopyEngine:
             stop = tail
         return target.reserve(start, stop - start) if start < stop else []
 
-    def _leave_zero(self, judged: _Judged, start: int, stop: int, first: int, end: int) -> None:
-        """Deal with a range that is not written: it may have to be made zero."""
-        target = self._job.target
+    def _leave(self, judged: _Judged, start: int, end: int) -> None:
+        """Deal with a range of a window that is not written: it may have to be made zero."""
+        if start >= end:
+            return
+        target, origin = self._job.target, judged.window.offset
         if judged.zero is not None:
-            for zero, low, high in blocks.runs(judged.zero[first:end]):
-                if zero:
-                    begin = start + low * self._unit
-                    length = min(start + high * self._unit, stop) - begin
-                    target.write_zeroes(begin, length, unmap=True)
+            for begin, stop in common(judged.zero, [(start, end)]):
+                target.write_zeroes(origin + begin, stop - begin, unmap=True)
         elif not self._job.zeroed:
-            target.write_zeroes(start, stop - start, unmap=True)
+            target.write_zeroes(origin + start, end - start, unmap=True)
 
     def _zero_up_to(self, offset: int) -> None:
         """Make zero what lies between windows, if the target does not read so already."""
@@ -328,37 +410,16 @@ class CopyEngine:
             self._job.target.write_zeroes(self._zeroed_to, offset - self._zeroed_to, unmap=True)
         self._zeroed_to = max(offset, self._zeroed_to)
 
-    def _finish_write(self) -> None:
-        future, extents, buffer = self._writing.popleft()
-        try:
-            future.result()
-        except _WriteFailed as error:
-            raise self._write_error(error) from error.cause
-        except ReadFailed as error:
-            raise self._read_error(error) from error.cause
-        self._job.target.link(extents)
-        self._free.append(buffer)
-
-    def _result(self, future: Future[_Judged]) -> _Judged:
-        try:
-            return future.result()
-        except ReadFailed as error:
-            raise self._read_error(error) from error.cause
-
-    def _read_error(self, error: ReadFailed) -> ImageError:
-        return ImageError(
-            f"error while reading at byte {error.offset}: {describe(error.cause)}",
-            filename=_file_of(error.cause) or self._job.source.name,
+    def _named(self, failed: _WriteFailed | ReadFailed) -> ImageError:
+        """The error that the caller gets: it says where on the disk, and in which file."""
+        reading = isinstance(failed, ReadFailed)
+        error = ImageError(
+            f"error while {'reading' if reading else 'writing'} at byte {failed.offset}: "
+            f"{describe(failed.cause)}",
+            filename=_file_of(failed.cause) or (self._job.source.name if reading else None),
         )
-
-    def _write_error(self, error: _WriteFailed) -> ImageError:
-        return ImageError(
-            f"error while writing at byte {error.offset}: {describe(error.cause)}",
-            filename=_file_of(error.cause),
-        )
-
-    def _buffer(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(self._window)
+        error.__cause__ = failed.cause
+        return error
 
     def _throttle(self, moved: int) -> None:
         limit = self._job.rate_limit
@@ -366,11 +427,7 @@ class CopyEngine:
             self._moved += moved
             ahead = self._moved / limit - (time.monotonic() - self._started)
             if ahead > 0:
-                time.sleep(ahead)
-
-    def _report(self, done: int) -> None:
-        if self._job.progress is not None:
-            self._job.progress(done, self._size)
+                self._turns.pause(ahead)
 
 
 def _file_of(error: Exception) -> str | None:

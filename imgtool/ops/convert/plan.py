@@ -13,7 +13,7 @@ from imgtool.device import BlockDevice
 from imgtool.extent import Extent, Kind
 
 #: Bytes of the disk that are copied in one go.
-WINDOW = 2 << 20
+WINDOW = 4 << 20
 
 
 class Window(NamedTuple):

@@ -25,7 +25,7 @@ class SourceReader:
     salvage: bool
     warn: Warn
 
-    def fill(self, window: Window, buffer: bytearray) -> None:
+    def fill(self, window: Window, buffer: bytearray | memoryview) -> None:
         """Put the window's bytes into ``buffer``, zeros where there are none, up to its end."""
         view = memoryview(buffer)
         done = 0

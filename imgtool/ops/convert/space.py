@@ -28,11 +28,14 @@ def check_free_space(
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
         return
-    needed = _needed(plan, source, base, allocate)
     free = shutil.disk_usage(directory).free
     if os.path.isfile(path):
         status = os.stat(path)
         free += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+    # Where there is room for everything, nobody need look at what is mapped.
+    if _needed(plan, source, None, True) <= free:
+        return
+    needed = _needed(plan, source, base, allocate)
     if needed > free:
         raise ImageError(
             f"Not enough space: up to {format_size(needed)} ({needed} bytes) are needed and "

@@ -391,7 +391,12 @@ def test_rate_limit(tmp_path: Path) -> None:
 
 def test_progress(tmp_path: Path, raw: Path) -> None:
     seen: list[tuple[int, int]] = []
-    to(tmp_path / "target.qcow2", raw, progress=lambda done, total: seen.append((done, total)))
+    to(
+        tmp_path / "target.qcow2",
+        raw,
+        workers=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == sorted(seen)
     assert seen[-1] == (SIZE, SIZE)
     assert len(seen) > 2

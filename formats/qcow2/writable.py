@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from imgtool import codecs
 from imgtool.device import BlockDevice, Limits
-from imgtool.errors import ImageError
+from imgtool.errors import Closed, ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.bitmap_store import BitmapStore
@@ -137,8 +137,14 @@ class WritableQcow2(Qcow2Device):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the write lock. A write that would hit metadata marks the image corrupt."""
+        """Hold the write lock. A write that would hit metadata marks the image corrupt.
+
+        The host's errors and ours leave a state in memory that can be flushed. What breaks in
+        anywhere, such as Ctrl-C, need not: then what is on disk counts, as after a crash.
+        """
         with self._lock:
+            if self._closed:
+                raise Closed(filename=self.name)
             if self._failure is not None:
                 raise self._failure
             try:
@@ -149,6 +155,14 @@ class WritableQcow2(Qcow2Device):
                     corrupt = self.header.incompatible | Incompatible.CORRUPT
                     self.metadata.switch_header(replace(self.header, incompatible=corrupt))
                 raise self._failure from None
+            except (OSError, ImageError):
+                raise
+            except BaseException:
+                self._failure = ImageError(
+                    "A change was broken off, and what had not been flushed is lost: open it again",
+                    filename=self.name,
+                )
+                raise
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -505,14 +519,16 @@ class WritableQcow2(Qcow2Device):
                 self._bitmap_store.store()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if not self.metadata.unfinished and self._failure is None:
-                with self._changing():
-                    if self._bitmap_store is not None:
-                        self._bitmap_store.store()
-                    self.metadata.flush()
-        finally:
-            super().close()
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                if not self.metadata.unfinished and self._failure is None:
+                    with self._changing():
+                        if self._bitmap_store is not None:
+                            self._bitmap_store.store()
+                        self.metadata.flush()
+            finally:
+                # Nothing may be written behind the last flush.
+                self._closed = True
+                super().close()

@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
@@ -44,6 +45,11 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+
+#: The signals that ask a command to end; Windows has not all of them.
+_ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class _Interrupted(Exception):
@@ -144,15 +150,22 @@ def _prepare() -> None:
         if getattr(sys, name) is None:
             nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
             setattr(sys, name, nowhere)
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
+    for number in _ENDING:
         with contextlib.suppress(ValueError):  # not the main thread
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _interrupt)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
 
 
 def _interrupt(number: int, frame: object) -> None:
+    # Once is enough: nothing may keep what this run has made from being removed.
+    for other in _ENDING:
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _show_warning(message: Warning | str, *rest: object) -> None:
+    say("imgtool", f"warning: {message}")
 
 
 def main() -> NoReturn:

@@ -196,7 +196,8 @@ class WritableQcow2(Qcow2Device):
                 start = align_down(offset, geometry.cluster_size)
                 host, count = self._allocator.allocate(geometry.clusters(stop - start))
                 stop = min(stop, start + (count << geometry.cluster_bits))
-                if geometry.extended_l2:
+                if geometry.extended_l2 and self.metadata.unfinished:
+                    # In a new image the parts of a cluster are reserved one by one.
                     self.clusters.give_clusters(start, host, count)
                 host += offset - start
             yield Extent(offset, stop - offset, Kind.DATA, self._data, host)
@@ -259,18 +260,36 @@ class WritableQcow2(Qcow2Device):
         end = align_up(offset + len(part), granularity)
         head = self._old(start, offset - start)
         tail = self._old(offset + len(part), end - offset - len(part))
-        extents = list(self._reserve_runs(start, end - start))
         pieces = ((start, head), (offset, part), (offset + len(part), tail))
-        for extent in extents:
-            assert extent.host_offset is not None
-            for begin, piece in pieces:
-                low, high = max(begin, extent.offset), min(begin + len(piece), extent.end)
-                if low < high:
-                    self._data.write_at(
-                        extent.host_offset + low - extent.offset, piece[low - begin : high - begin]
-                    )
+        extents: list[Extent] = []
+        try:
+            extents.extend(self._reserve_runs(start, end - start))
+            for extent in extents:
+                assert extent.host_offset is not None
+                for begin, piece in pieces:
+                    low, high = max(begin, extent.offset), min(begin + len(piece), extent.end)
+                    if low < high:
+                        self._data.write_at(
+                            extent.host_offset + low - extent.offset,
+                            piece[low - begin : high - begin],
+                        )
+        except OSError:
+            self._give_back(extents)
+            raise
         for extent in extents:
             self.clusters.link(extent)
+
+    def _give_back(self, extents: list[Extent]) -> None:
+        """Let go of host clusters that were taken and are not linked."""
+        size = self.header.geometry.cluster_size
+        if self.header.has_data_file or self.metadata.unfinished:
+            return
+        for extent in extents:
+            assert extent.host_offset is not None
+            host = align_down(extent.host_offset, size)
+            if self.clusters.kept_host(extent.offset) != host:
+                count = self.header.geometry.clusters(extent.host_offset + extent.length - host)
+                self.metadata.free_later(host, count, discard=True)
 
     def _old(self, offset: int, length: int) -> memoryview:
         """What the disk holds now, with zeros behind its end."""

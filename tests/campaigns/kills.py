@@ -97,7 +97,7 @@ def kill(workshop: Workshop, delay: float, number: int, *, qemu: bool = False) -
         raise Wrong(f"it ended otherwise: {outcome}")
     if "Traceback" in outcome.err:
         raise Wrong(f"a traceback: {outcome.err}")
-    if outcome.status == _INTERRUPTED and outcome.err.strip() != "imgtool: Interrupted":
+    if outcome.status == _INTERRUPTED and outcome.err.splitlines()[-1:] != ["imgtool: Interrupted"]:
         raise Wrong(f"it says something else: {outcome.err}")
     notes = workshop.judge(killed=killed, finished=outcome.status == 0, qemu=qemu)
     done = "finished" if outcome.status == 0 else "ended"

@@ -111,7 +111,10 @@ def overlay(
         base = "base.raw" if base_format == "raw" else "base.qcow2"
         make(folder / base, seed=2, size=base_size, format=base_format)
         make(
-            folder / "a.qcow2", backing_file=base, backing_format=base_format, **options  # type: ignore[arg-type]
+            folder / "a.qcow2",
+            backing_file=base,
+            backing_format=base_format,
+            **options,  # type: ignore[arg-type]
         )
 
     return build
@@ -302,9 +305,7 @@ def _changes() -> Iterator[Scenario]:
     changed = (Image("a.qcow2"),)
     small = one(cluster_size=4096)
     yield Scenario("resize-grow", small, ("resize", "a.qcow2", "3M"), changed)
-    yield Scenario(
-        "resize-grow-far", one(cluster_size=512), ("resize", "a.qcow2", "40M"), changed
-    )
+    yield Scenario("resize-grow-far", one(cluster_size=512), ("resize", "a.qcow2", "40M"), changed)
     yield Scenario(
         "resize-preallocate",
         small,
@@ -393,7 +394,10 @@ def _new_files() -> Iterator[Scenario]:
         "data-file": ("-o", "data_file=new.data"),
     }.items():
         yield Scenario(
-            f"create-{name}", nothing, ("create", "-q", "-f", "qcow2", *words, "new.qcow2", "1M"), made
+            f"create-{name}",
+            nothing,
+            ("create", "-q", "-f", "qcow2", *words, "new.qcow2", "1M"),
+            made,
         )
     yield Scenario(
         "create-over", one("new.qcow2"), ("create", "-q", "-f", "qcow2", "new.qcow2", "2M"), made

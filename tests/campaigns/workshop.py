@@ -140,7 +140,9 @@ class Workshop:
 
     # Judging
 
-    def judge(self, *, killed: bool = False, finished: bool = False, qemu: bool = False) -> set[str]:
+    def judge(
+        self, *, killed: bool = False, finished: bool = False, qemu: bool = False
+    ) -> set[str]:
         """Judge what is in the place now; return what is worth noting. Raises :class:`Wrong`.
 
         ``killed`` says that nothing could be tidied up, ``finished`` that the command said it had
@@ -299,7 +301,9 @@ def one_of(name: str, found: bytes, allowed: list[bytes]) -> None:
         same |= (sectors == other.reshape(-1, 512)).all(axis=1)
     if not same.all():
         wrong = np.flatnonzero(~same)
-        raise Wrong(f"{name}: {len(wrong)} sectors are neither old nor new, sector {wrong[0]} first")
+        raise Wrong(
+            f"{name}: {len(wrong)} sectors are neither old nor new, sector {wrong[0]} first"
+        )
 
 
 @contextlib.contextmanager

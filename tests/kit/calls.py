@@ -116,7 +116,9 @@ class FaultyCalls:
         source, target, length, *offsets = args
         return int(real(source, target, -(-length // 2), *offsets))
 
-    def _open(self, real: Callable[..., int], path: Any, flags: int, *rest: Any, **named: Any) -> int:
+    def _open(
+        self, real: Callable[..., int], path: Any, flags: int, *rest: Any, **named: Any
+    ) -> int:
         name = os.fspath(path)
         inside = isinstance(name, str) and os.path.realpath(name).startswith(self._folder)
         if not inside:

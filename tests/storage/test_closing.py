@@ -49,9 +49,7 @@ def take_numbers(folder: Path) -> None:
 @pytest.mark.parametrize("cache", ["writeback", "none"])
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
 @pytest.mark.parametrize("writing", [False, True])
-def test_a_disk_is_closed_under_way(
-    tmp_path: Path, format: str, writing: bool, cache: str
-) -> None:
+def test_a_disk_is_closed_under_way(tmp_path: Path, format: str, writing: bool, cache: str) -> None:
     path = make(tmp_path, format)
 
     def use(disk: BlockDevice, begun: threading.Barrier) -> None:
@@ -87,7 +85,9 @@ def test_what_was_acknowledged_before_close_is_there(tmp_path: Path, format: str
         written: list[int] = []
         disk = imgtool.open(path, format=format, writable=True)
 
-        def write(disk: BlockDevice = disk, number: int = number, done: list[int] = written) -> None:
+        def write(
+            disk: BlockDevice = disk, number: int = number, done: list[int] = written
+        ) -> None:
             for sector in range(SIZE // 512):
                 try:
                     disk.write_at(sector * 512, bytes([number + 1]) * 512)

@@ -3,9 +3,9 @@
     python -m tests.campaigns.kills --kills 1000                  SIGKILL
     python -m tests.campaigns.kills --kills 300 --signal INT      Ctrl-C; TERM and HUP likewise
 
-After SIGKILL: images open, a check finds nothing but leaks, contents are old or new, and a half-made
-new file does not open as a whole image. After the others the command has ended by itself as well:
-exit status 130 and one line, and what it had made is gone.
+After SIGKILL: images open, a check finds nothing but leaks, contents are old or new, and a
+half-made new file does not open as a whole image. After the others the command has ended by itself
+as well: exit status 130 and one line, and what it had made is gone.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def start(workshop: Workshop) -> int:
         for number, name in ((1, "out"), (2, "err")):
             file = os.open(workshop.place.parent / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
-        sys.stdout = open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["imgtool", *workshop.scenario.command]
         for signal_number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signal_number, signal.SIG_DFL)

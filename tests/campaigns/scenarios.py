@@ -417,8 +417,13 @@ def _new_files() -> Iterator[Scenario]:
     yield Scenario(
         "create-luks",
         nothing,
-        (*("create", "-q", "-f", "luks", *SECRET), "-o", "key-secret=sec0,iter-time=10")
-        + ("new.luks", "1M"),
+        (
+            *("create", "-q", "-f", "luks", *SECRET),
+            "-o",
+            "key-secret=sec0,iter-time=10",
+            "new.luks",
+            "1M",
+        ),
         (Image("new.luks", "luks", "made", PASSWORD, random=True),),
     )
     for name, target, words in (
@@ -435,16 +440,33 @@ def _new_files() -> Iterator[Scenario]:
     yield Scenario(
         "convert-luks",
         sources,
-        ("convert", "-q", *SECRET, "-O", "luks", "-o", "key-secret=sec0,iter-time=10")
-        + ("a.qcow2", "new.luks"),
+        (
+            "convert",
+            "-q",
+            *SECRET,
+            "-O",
+            "luks",
+            "-o",
+            "key-secret=sec0,iter-time=10",
+            "a.qcow2",
+            "new.luks",
+        ),
         (Image("new.luks", "luks", "made", PASSWORD),),
     )
     yield Scenario(
         "convert-encrypted",
         sources,
-        ("convert", "-q", *SECRET, "-O", "qcow2")
-        + ("-o", "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10")
-        + ("a.qcow2", "new.qcow2"),
+        (
+            "convert",
+            "-q",
+            *SECRET,
+            "-O",
+            "qcow2",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10",
+            "a.qcow2",
+            "new.qcow2",
+        ),
         (Image("new.qcow2", "qcow2", "made", PASSWORD),),
     )
     yield Scenario(

@@ -223,7 +223,11 @@ class Workshop:
                 raise Wrong(f"{image.name} has another size")
         elif found.content != wanted.content and (also is None or found.content != also.content):
             place = next(
-                (at for at, (a, b) in enumerate(zip(found.content, wanted.content)) if a != b),
+                (
+                    at
+                    for at, (a, b) in enumerate(zip(found.content, wanted.content, strict=False))
+                    if a != b
+                ),
                 min(len(found.content), len(wanted.content)),
             )
             raise Wrong(f"{image.name} shows something else from byte {place} on")

@@ -1,4 +1,4 @@
-"""Images that QEMU has open, in every way in which it opens them, and images that imgtool has open."""
+"""Images that QEMU has open, in each way in which it opens them, and images that we have open."""
 
 from __future__ import annotations
 
@@ -146,33 +146,33 @@ HOLDERS = {"machine": machine, "daemon": daemon, "nbd": nbd, "shell": shell, "im
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_a_writer_keeps_us_out(holder: str, kind: str, folder: Path) -> None:
-    name, format, file = IMAGES[kind]
+    name, driver, file = IMAGES[kind]
     inner = "raw" if file.endswith((".raw", ".data")) else "qcow2"
-    with HOLDERS[holder](folder / name, format, True):
+    with HOLDERS[holder](folder / name, driver, True):
         with pytest.raises(InUse, match="lock: is another process using"):
-            open_disk(folder / name, format, policy=ANY, writable=True)
+            open_disk(folder / name, driver, policy=ANY, writable=True)
         with pytest.raises(InUse, match="lock: is another process using") as caught:
-            open_disk(folder / name, format, policy=ANY)
+            open_disk(folder / name, driver, policy=ANY)
         assert caught.value.filename is not None
         with pytest.raises(InUse):
             open_disk(folder / file, inner, policy=ANY, writable=True)
-        with open_disk(folder / name, format, policy=ANY, share=True) as disk:
+        with open_disk(folder / name, driver, policy=ANY, share=True) as disk:
             assert disk.read_at(0, 512) == bytes(512)
         if kind == "backing":
             # What a machine only reads, others may read.
             open_disk(folder / file, inner, policy=ANY).close()
         with pytest.raises(ImageError):
             imgtool.create(folder / file, "2M", format=inner)
-    open_disk(folder / name, format, policy=ANY, writable=True).close()
+    open_disk(folder / name, driver, policy=ANY, writable=True).close()
 
 
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_a_reader_lets_us_read(holder: str, kind: str, folder: Path) -> None:
-    name, format, file = IMAGES[kind]
+    name, driver, file = IMAGES[kind]
     inner = "raw" if file.endswith((".raw", ".data")) else "qcow2"
-    with HOLDERS[holder](folder / name, format, False):
-        open_disk(folder / name, format, policy=ANY).close()
+    with HOLDERS[holder](folder / name, driver, False):
+        open_disk(folder / name, driver, policy=ANY).close()
         if holder == "shell" and inner == "raw":
             return  # qemu-io lets others write to what it reads as raw
         with pytest.raises(InUse):
@@ -189,33 +189,33 @@ def _refused(tool: str, *arguments: str) -> bool:
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_qemu_sees_what_we_have(kind: str, folder: Path) -> None:
-    name, format, file = IMAGES[kind]
+    name, driver, file = IMAGES[kind]
     path, part = str(folder / name), str(folder / file)
     inner = "raw" if file.endswith((".raw", ".data")) else "qcow2"
 
     def look(*words: str) -> tuple[str, ...]:
         return ("qemu-io", *words, "-c", "read 0 512")
 
-    with open_disk(path, format, policy=ANY, writable=True):
-        assert _refused(*look("-f", format), path)
+    with open_disk(path, driver, policy=ANY, writable=True):
+        assert _refused(*look("-f", driver), path)
         # What qemu-io only reads, as raw, may be written to meanwhile.
-        assert _refused(*look("-r", "-f", format), path) == (format != "raw")
-        assert _refused("qemu-img", "info", path) == (format != "raw")
+        assert _refused(*look("-r", "-f", driver), path) == (driver != "raw")
+        assert _refused("qemu-img", "info", path) == (driver != "raw")
         assert not _refused("qemu-img", "info", "-U", path)
         assert _refused(*look("-f", inner), part)
         assert _refused(*look("-r", "-f", inner), part) == (kind == "qcow2")
         if kind != "backing":
             assert _refused("qemu-img", "resize", "-f", inner, part, "+1M")
-        with pytest.raises(AssertionError, match="lock"), machine(Path(path), format, True):
+        with pytest.raises(AssertionError, match="lock"), machine(Path(path), driver, True):
             pass
-    with open_disk(path, format, policy=ANY):
-        assert _refused(*look("-f", format), path)
+    with open_disk(path, driver, policy=ANY):
+        assert _refused(*look("-f", driver), path)
         assert _refused(*look("-f", inner), part)
-        assert not _refused(*look("-r", "-f", format), path)
-        with machine(Path(path), format, False):
+        assert not _refused(*look("-r", "-f", driver), path)
+        with machine(Path(path), driver, False):
             pass
-    with open_disk(path, format, policy=ANY, share=True):
-        assert not _refused(*look("-f", format), path)
+    with open_disk(path, driver, policy=ANY, share=True):
+        assert not _refused(*look("-f", driver), path)
 
 
 def test_commands_look_at_what_a_machine_has(folder: Path) -> None:

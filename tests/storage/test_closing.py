@@ -52,7 +52,7 @@ def take_numbers(folder: Path) -> None:
 def test_a_disk_is_closed_under_way(tmp_path: Path, format: str, writing: bool, cache: str) -> None:
     path = make(tmp_path, format)
 
-    def use(disk: BlockDevice, begun: threading.Barrier) -> None:
+    def use(disk: BlockDevice, begun: threading.Barrier) -> str | None:
         begun.wait()
         while True:
             try:
@@ -60,8 +60,7 @@ def test_a_disk_is_closed_under_way(tmp_path: Path, format: str, writing: bool, 
                     disk.write_at(4096, OURS)
                 assert disk.read_at(0, 4096) == OURS
             except Closed as error:
-                assert error.filename == str(path)
-                return
+                return error.filename
 
     with ThreadPoolExecutor(3) as pool:
         for _ in range(effort(30)):
@@ -72,7 +71,7 @@ def test_a_disk_is_closed_under_way(tmp_path: Path, format: str, writing: bool, 
             disk.close()
             take_numbers(tmp_path)
             for user in users:
-                user.result(60)
+                assert user.result(60) == str(path)
     assert (tmp_path / "foreign").read_bytes() == FOREIGN * 64
     if format == "qcow2":
         assert imgtool.check(path).clean

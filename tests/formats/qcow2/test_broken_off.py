@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import imgtool
 from imgtool import BlockDevice, ImageError
+from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.writable import WritableQcow2
 from imgtool.storage.file import FileStorage
 from tests.kit import referee
@@ -15,6 +18,7 @@ from tests.kit.disks import open_disk
 from tests.kit.faults import FailingStorage, nth
 
 SIZE = 8 << 20
+DATA = b"\x5a" * (256 << 10)
 
 
 def failing(path: Path, *kinds: str) -> tuple[BlockDevice, dict[str, int]]:
@@ -39,39 +43,75 @@ def assert_sound(path: Path) -> None:
     assert referee.check(path).get("corruptions", 0) == 0
 
 
-@pytest.mark.parametrize("skip", range(0, 10, 2))
-def test_a_refcount_table_that_could_not_grow(tmp_path: Path, skip: int) -> None:
-    # With clusters of 512 bytes and wide refcounts the table soon has to move.
-    path = tmp_path / "a.qcow2"
-    imgtool.create(path, SIZE, cluster_size=512, refcount_bits=64)
-    with imgtool.open(path, writable=True) as disk:
-        assert isinstance(disk, WritableQcow2)
-        disk.resize(16 * SIZE)
-        place = disk.header.refcount_table_offset
-    disk, calls = failing(path, "write")
-    assert isinstance(disk, WritableQcow2)
+def write_until(disk: WritableQcow2, done: Callable[[], object]) -> list[int]:
+    """Write, and try again once where that fails; return what was acknowledged."""
     written: list[int] = []
-    data = b"\x5a" * (64 << 10)
-    offset = 0
-    while disk.header.refcount_table_offset == place and offset < 15 * SIZE:
-        # Whatever a flush writes when the table moves fails once, each time another part of it.
-        for attempt in range(2):
-            calls["now"], calls["skip"] = (5, skip) if attempt == 0 else (0, 0)
+    for offset in range(0, disk.size, len(DATA)):
+        for _ in range(2):
             try:
-                disk.write_at(offset, data)
+                disk.write_at(offset, DATA)
                 disk.flush()
             except OSError:
                 continue
             written.append(offset)
             break
-        offset += len(data)
-    calls["now"] = 0
-    disk.close()
-    assert disk.header.refcount_table_offset != place
+        if done():
+            return written
+    raise AssertionError("it never came to that")
+
+
+def small_table(path: Path) -> None:
+    """With clusters of 512 bytes and wide refcounts the refcount table soon has to move."""
+    imgtool.create(path, SIZE, cluster_size=512, refcount_bits=64)
+    imgtool.resize(path, 16 * SIZE)
+
+
+def assert_holds(path: Path, written: list[int]) -> None:
     assert_sound(path)
     with imgtool.open(path) as disk:
-        for place in written:
-            assert disk.read_at(place, len(data)) == data
+        for offset in written:
+            assert disk.read_at(offset, len(DATA)) == DATA
+
+
+def test_a_header_that_could_not_name_the_new_refcount_table(tmp_path: Path) -> None:
+    path = tmp_path / "a.qcow2"
+    small_table(path)
+    failures: list[int] = []
+
+    def fails(what: str, offset: int, length: int) -> int:
+        if what == "write" and offset == 0 and not failures:
+            failures.append(errno.EIO)
+            return errno.EIO
+        return 0
+
+    storage = FailingStorage(FileStorage.open(path, writable=True), fails)
+    with open_disk(storage, writable=True) as disk:
+        assert isinstance(disk, WritableQcow2)
+        written = write_until(disk, lambda: failures)
+    assert_holds(path, written)
+
+
+def test_a_refcount_table_that_could_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.qcow2"
+    small_table(path)
+    real = Allocator.take_region
+    failures: list[int] = []
+
+    def fail_once(self: Allocator, *arguments: int, **options: int) -> int:
+        if not failures:
+            failures.append(errno.EIO)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, *arguments, **options)
+
+    with imgtool.open(path, writable=True) as disk:
+        assert isinstance(disk, WritableQcow2)
+        monkeypatch.setattr(Allocator, "take_region", fail_once)
+        place = disk.header.refcount_table_offset
+        written = write_until(disk, lambda: disk.header.refcount_table_offset != place)  # type: ignore[attr-defined]
+    assert failures
+    assert_holds(path, written)
 
 
 @pytest.mark.parametrize("skip", range(6))
@@ -130,9 +170,10 @@ def test_ctrl_c_in_a_change_leaves_what_was_flushed(
     assert_sound(path)
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("options", [{}, {"extended_l2": True, "cluster_size": 16384}])
 def test_what_could_not_be_written_is_given_back(
-    tmp_path: Path, options: dict[str, object]
+    tmp_path: Path, options: dict[str, object], goes_on: bool
 ) -> None:
     path = tmp_path / "a.qcow2"
     imgtool.create(path, "1M", **options)  # type: ignore[arg-type]
@@ -144,7 +185,8 @@ def test_what_could_not_be_written_is_given_back(
         with pytest.raises(OSError, match="No space left"):
             disk.write_at(offset, b"b" * 1000)
     calls["now"] = 0
-    disk.write_at(700_000, b"c" * 1000)
+    if goes_on:
+        disk.write_at(700_000, b"c" * 1000)
     disk.close()
     assert imgtool.check(path).clean
     assert referee.check(path)["exit"] == 0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from imgtool.device import BlockDevice
     from imgtool.errors import (
         BadOption,
+        Closed,
         CorruptImage,
         ImageError,
         InUse,
@@ -62,6 +63,7 @@ __all__ = [
     "BadOption",
     "BlockDevice",
     "CheckReport",
+    "Closed",
     "Comparison",
     "CorruptImage",
     "Extent",
@@ -131,6 +133,7 @@ _HOMES = {
     "imgtool.device": ("BlockDevice",),
     "imgtool.errors": (
         "BadOption",
+        "Closed",
         "CorruptImage",
         "ImageError",
         "InUse",

@@ -89,5 +89,12 @@ class NotPermitted(ImageError):
     """The image names another file, and the open policy does not allow it."""
 
 
+class Closed(ImageError, ValueError):
+    """A disk or a file was used after it had been closed, or while another thread closed it."""
+
+    def __init__(self, *, filename: str | None = None) -> None:
+        super().__init__("I/O operation on closed file", filename=filename)
+
+
 class InUse(ImageError):
     """Another process holds the image in a way that conflicts with this use."""

@@ -335,12 +335,25 @@ class Allocator:
         grown = clusters * per_cluster - len(self.table)
         if grown <= 0 or clusters * per_cluster * (per_block - 2) < first + room:
             raise ImageError("The refcount table has reached its largest size: the image is full")
-        self.retired.append((self.table_offset, len(self.table) // per_cluster))
+        old_clusters = len(self.table) // per_cluster
         self.table.extend([0] * grown)
-        start = self.take_region(first, clusters)
+        try:
+            start = self.take_region(first, clusters)
+        except BaseException:
+            # The table on disk is as short as it was.
+            self._shorten_table(old_clusters * per_cluster)
+            raise
+        self.retired.append((self.table_offset, old_clusters))
         self.table_offset = start << self._geometry.cluster_bits
         self._dirty_table.update(range(0, len(self.table), per_cluster))
         self._cursor = start + clusters
+
+    def _shorten_table(self, entries: int) -> None:
+        del self.table[entries:]
+        for number in [number for number in self._blocks if number >= entries]:
+            del self._blocks[number]
+        self._dirty_blocks = {number for number in self._dirty_blocks if number < entries}
+        self._dirty_table = {number for number in self._dirty_table if number < entries}
 
     def _freed(self, first: int, count: int) -> None:
         self._cursor = min(self._cursor, first)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_MEMORY = 64 << 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Tracked:
     """A bitmap in memory; ``bits`` is None until it is needed."""
 
@@ -81,16 +81,20 @@ class BitmapStore:
         size = self._device.size
         memory = sum(div_round_up(size, one.entry.granularity * 8) for one in followed)
         following: list[DirtyBits] = []
-        for one in followed:
-            if memory <= MAX_MEMORY:
-                following.append(self._load(one))
-            one.entry = replace(one.entry, flags=one.entry.flags | BitmapFlag.IN_USE)
-        self._write_directory([one.entry for one in self._bitmaps])
+        if memory <= MAX_MEMORY:
+            following = [self._load(one) for one in followed]
+        marked = [
+            replace(one.entry, flags=one.entry.flags | BitmapFlag.IN_USE)
+            if one in followed
+            else one.entry
+            for one in self._bitmaps
+        ]
+        self._write_directory(marked)
         if memory > MAX_MEMORY:
             # Too large to follow: they stay marked, so that nobody relies on them.
+            for one, entry in zip(self._bitmaps, marked, strict=True):
+                one.entry = entry
             return []
-        for one in followed:
-            one.entry = replace(one.entry, flags=one.entry.flags & ~BitmapFlag.IN_USE)
         self._changed = True
         return following
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -277,9 +278,10 @@ class Qcow2Device(MappedDevice):
         return not encrypted and self.data is self.storage and metadata_only(self)
 
     def close(self) -> None:
-        for child in (self._backing, self.data, self.storage):
-            if child is not None:
-                child.close()
+        with contextlib.ExitStack() as stack:
+            for child in (self.storage, self.data, self._backing):
+                if child is not None:
+                    stack.callback(child.close)
 
 
 def _missing(header: Header, data: Storage | None) -> str | None:

@@ -148,7 +148,6 @@ class Metadata:
         if allocator.write_table():
             self._barrier()
         if allocator.retired:
-            retired, allocator.retired = allocator.retired, []
             geometry = self.header.geometry
             self.switch_header(
                 replace(
@@ -157,8 +156,10 @@ class Metadata:
                     refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
                 )
             )
-            for offset, clusters in retired:
+            # Only now: had the header not been written, it would have to be tried again.
+            for offset, clusters in allocator.retired:
                 self.free_later(offset, clusters)
+            allocator.retired.clear()
 
     def _write_l2(self) -> bool:
         def place(l1_index: int) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from imgtool import codecs
 from imgtool.device import BlockDevice, Limits
-from imgtool.errors import ImageError
+from imgtool.errors import Closed, ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.bitmap_store import BitmapStore
@@ -136,8 +136,14 @@ class WritableQcow2(Qcow2Device):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the write lock. A write that would hit metadata marks the image corrupt."""
+        """Hold the write lock. A write that would hit metadata marks the image corrupt.
+
+        The host's errors and ours leave a state in memory that can be flushed. What breaks in
+        anywhere, such as Ctrl-C, need not: then what is on disk counts, as after a crash.
+        """
         with self._lock:
+            if self._closed:
+                raise Closed(filename=self.name)
             if self._failure is not None:
                 raise self._failure
             try:
@@ -148,6 +154,14 @@ class WritableQcow2(Qcow2Device):
                     corrupt = self.header.incompatible | Incompatible.CORRUPT
                     self.metadata.switch_header(replace(self.header, incompatible=corrupt))
                 raise self._failure from None
+            except (OSError, ImageError):
+                raise
+            except BaseException:
+                self._failure = ImageError(
+                    "A change was broken off, and what had not been flushed is lost: open it again",
+                    filename=self.name,
+                )
+                raise
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -181,7 +195,8 @@ class WritableQcow2(Qcow2Device):
                 start = align_down(offset, geometry.cluster_size)
                 host, count = self._allocator.allocate(geometry.clusters(stop - start))
                 stop = min(stop, start + (count << geometry.cluster_bits))
-                if geometry.extended_l2:
+                if geometry.extended_l2 and self.metadata.unfinished:
+                    # In a new image the parts of a cluster are reserved one by one.
                     self.clusters.give_clusters(start, host, count)
                 host += offset - start
             yield Extent(offset, stop - offset, Kind.DATA, self._data, host)
@@ -244,18 +259,36 @@ class WritableQcow2(Qcow2Device):
         end = align_up(offset + len(part), granularity)
         head = self._old(start, offset - start)
         tail = self._old(offset + len(part), end - offset - len(part))
-        extents = list(self._reserve_runs(start, end - start))
         pieces = ((start, head), (offset, part), (offset + len(part), tail))
-        for extent in extents:
-            assert extent.host_offset is not None
-            for begin, piece in pieces:
-                low, high = max(begin, extent.offset), min(begin + len(piece), extent.end)
-                if low < high:
-                    self._data.write_at(
-                        extent.host_offset + low - extent.offset, piece[low - begin : high - begin]
-                    )
+        extents: list[Extent] = []
+        try:
+            extents.extend(self._reserve_runs(start, end - start))
+            for extent in extents:
+                assert extent.host_offset is not None
+                for begin, piece in pieces:
+                    low, high = max(begin, extent.offset), min(begin + len(piece), extent.end)
+                    if low < high:
+                        self._data.write_at(
+                            extent.host_offset + low - extent.offset,
+                            piece[low - begin : high - begin],
+                        )
+        except OSError:
+            self._give_back(extents)
+            raise
         for extent in extents:
             self.clusters.link(extent)
+
+    def _give_back(self, extents: list[Extent]) -> None:
+        """Let go of host clusters that were taken and are not linked."""
+        size = self.header.geometry.cluster_size
+        if self.header.has_data_file or self.metadata.unfinished:
+            return
+        for extent in extents:
+            assert extent.host_offset is not None
+            host = align_down(extent.host_offset, size)
+            if self.clusters.kept_host(extent.offset) != host:
+                count = self.header.geometry.clusters(extent.host_offset + extent.length - host)
+                self.metadata.free_later(host, count, discard=True)
 
     def _old(self, offset: int, length: int) -> memoryview:
         """What the disk holds now, with zeros behind its end."""
@@ -504,14 +537,16 @@ class WritableQcow2(Qcow2Device):
                 self._bitmap_store.store()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if not self.metadata.unfinished and self._failure is None:
-                with self._changing():
-                    if self._bitmap_store is not None:
-                        self._bitmap_store.store()
-                    self.metadata.flush()
-        finally:
-            super().close()
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                if not self.metadata.unfinished and self._failure is None:
+                    with self._changing():
+                        if self._bitmap_store is not None:
+                            self._bitmap_store.store()
+                        self.metadata.flush()
+            finally:
+                # Nothing may be written behind the last flush.
+                self._closed = True
+                super().close()

@@ -12,7 +12,11 @@ import importlib
 import os
 import signal
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, NoReturn, cast
 
 import click
@@ -44,6 +48,14 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+
+#: Who asks again within so many seconds is not heard: the first request is being seen to.
+_PATIENCE = 2.0
+
+#: The signals that ask a command to end; Windows has not all of them.
+_ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class _Interrupted(Exception):
@@ -133,9 +145,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ERRORS as error:
         return complain(error)
     except (_Interrupted, KeyboardInterrupt, click.Abort):
-        say("imgtool", "Interrupted")
-        return _INTERRUPTED
+        return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    say("imgtool", "Interrupted")
+    return _INTERRUPTED
 
 
 def _prepare() -> None:
@@ -144,18 +160,48 @@ def _prepare() -> None:
         if getattr(sys, name) is None:
             nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
             setattr(sys, name, nowhere)
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
+    for number in _ENDING:
         with contextlib.suppress(ValueError):  # not the main thread
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _interrupt)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+_told = float("-inf")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise ``KeyboardInterrupt``, but not while what this run has made is being removed."""
+    global _told
+    if _in_finalizer(frame):
+        # What is raised there is thrown away: come back in a moment.
+        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+    elif time.monotonic() - _told > _PATIENCE:
+        _told = time.monotonic()
+        raise KeyboardInterrupt
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _show_warning(message: Warning | str, *rest: object) -> None:
+    say("imgtool", f"warning: {message}")
 
 
 def main() -> NoReturn:
     """The console script."""
-    _prepare()
-    sys.exit(run())
+    try:
+        _prepare()
+        status = run()
+    except KeyboardInterrupt:
+        status = _interrupted()
+    # What there was to do has been done, and Python's own end is not to be interrupted.
+    for number in _ENDING:
+        with contextlib.suppress(ValueError):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -25,6 +26,11 @@ from imgtool.ranges import Ranges, joined, without
 from imgtool.storage.base import Storage
 from imgtool.units import align_down, align_up
 from imgtool.workers import Workers
+
+#: How a host says that directories cannot be flushed, or not by us.
+_NO_DIRECTORIES = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP}
+)
 
 #: Windows that are read ahead of the one that is dealt with.
 _AHEAD = 8
@@ -245,9 +251,13 @@ def _replacing(target: str) -> Iterator[str]:
 
 
 def _sync_directory(path: str) -> None:
-    with contextlib.suppress(OSError):
+    """Make a new name durable, where a directory can be flushed."""
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORIES:
+            raise

@@ -257,7 +257,8 @@ def _discard(storage: Any) -> None:
     if not storage.created and os.path.isfile(storage.name):
         with contextlib.suppress(OSError):
             os.truncate(storage.name, 0)
-    storage.close()
+    with contextlib.suppress(OSError):  # there is an error to tell already
+        storage.close()
     if storage.created:
         with contextlib.suppress(OSError):
             os.unlink(storage.name)

@@ -121,7 +121,11 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def flush(self) -> None:
-        """Make everything written durable (fsync)."""
+        """Make everything written durable (fsync).
+
+        After it has failed once nobody knows what is on the disk: every later write and flush
+        raises the same error.
+        """
 
     def fileno(self) -> int | None:
         """The descriptor of a plain host file, for copies inside the kernel, or None."""

@@ -7,7 +7,7 @@ import os
 import struct
 import sys
 
-from imgtool.storage.host import LARGEST_REQUEST
+from imgtool.storage.host import LARGEST_REQUEST, uninterrupted
 
 #: How the kernel says that it can't do this between these two files, or at these offsets.
 _CANNOT = frozenset(
@@ -37,9 +37,9 @@ def copy(source: int, source_offset: int, target: int, offset: int, length: int)
     while done < length:
         step = min(length - done, LARGEST_REQUEST)
         try:
-            count = os.copy_file_range(source, target, step, source_offset + done, offset + done)
-        except InterruptedError:
-            continue
+            count = uninterrupted(
+                os.copy_file_range, source, target, step, source_offset + done, offset + done
+            )
         except OSError as error:
             if error.errno in _CANNOT:
                 break

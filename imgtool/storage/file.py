@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.errors import BadOption, Closed, ImageError, InUse, ReadOnly
 from imgtool.gate import Gate
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
@@ -56,8 +56,8 @@ class FileStorage(Storage):
     """A host file, opened with :meth:`open` or :meth:`create`.
 
     ``created`` is true if :meth:`create` brought the file into being, so that whoever fails to
-    make an image of it may remove it. Any number of threads may use one object; closing it while
-    others use it is the caller's mistake. Using it after that raises ``ValueError``.
+    make an image of it may remove it. Any number of threads may use one object. Closing it waits
+    for what they are doing; using it after that raises :class:`Closed`.
 
     After :meth:`flush` has failed once nobody knows what is on the disk: every later write and
     flush raises the same ``OSError``.
@@ -143,7 +143,7 @@ class FileStorage(Storage):
         with contextlib.suppress(FileNotFoundError):
             _check_kind(os.stat(path), name)
         file, created = _create(path)
-        with _closing_on_error(file):
+        with _closing_on_error(file, path if created else None):
             status = os.fstat(file.fileno())
             _check_kind(status, name)
             if lock:
@@ -151,7 +151,7 @@ class FileStorage(Storage):
             if stat.S_ISREG(status.st_mode):
                 # ext4 writes out, on closing, a file that was cut to nothing, even if it was empty.
                 if os.fstat(file.fileno()).st_size:
-                    os.ftruncate(file.fileno(), 0)
+                    file.truncate(0)
                 if nocow:
                     _set_nocow(file)
             return cls(file, name, writable=True, cache=cache, created=created)
@@ -172,11 +172,17 @@ class FileStorage(Storage):
     def size(self) -> int:
         if self._device_size is not None:
             return self._device_size
-        return os.fstat(self._file.fileno()).st_size
+        with self._naming:
+            return self._status().st_size
 
     def allocated(self) -> int:
-        status = os.fstat(self._file.fileno())
+        with self._naming:
+            status = self._status()
         return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+
+    def _status(self) -> os.stat_result:
+        with self._file as number:
+            return os.fstat(number)
 
     def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
         end = check_range(offset, length, self.name)
@@ -282,11 +288,11 @@ class FileStorage(Storage):
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> int:
         end = self._check_write(offset, length)
         check_range(source_offset, length, source.name)
-        number = source.fileno()
-        if number is None or not length:
+        if not isinstance(source, FileStorage) or not length:
             return 0
-        with self._naming, self._growing(end):
-            done = copying.copy(number, source_offset, self._file.fileno(), offset, length)
+        held = _UNLOCKED if source is self else source._file
+        with self._naming, self._growing(end), held, self._file as number:
+            done = copying.copy(source._file.fileno(), source_offset, number, offset, length)
             self._reached(offset + done)
         if done:
             self._written()
@@ -295,11 +301,13 @@ class FileStorage(Storage):
     def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
         end = self._check_write(offset, length)
         check_range(source_offset, length, source.name)
-        number = source.fileno()
-        if number is None or not length or source_offset + length > source.size():
+        if not isinstance(source, FileStorage) or not length:
             return False
-        with self._naming, self._growing(end):
-            done = copying.share(number, source_offset, self._file.fileno(), offset, length)
+        if source_offset + length > source.size():
+            return False
+        held = _UNLOCKED if source is self else source._file
+        with self._naming, self._growing(end), held, self._file as number:
+            done = copying.share(source._file.fileno(), source_offset, number, offset, length)
             if done:
                 self._reached(end)
         if done:
@@ -308,14 +316,17 @@ class FileStorage(Storage):
 
     def flush(self) -> None:
         """Make everything written durable; with the cache mode ``unsafe``, nothing happens."""
-        self._file.fileno()
+        self._check_open()
         if not self.read_only and not self._cache.unsafe:
             self._sync()
 
     def close(self) -> None:
-        if self._direct is not None:
-            self._direct.close()
-        self._file.close()
+        with self._naming:
+            try:
+                if self._direct is not None:
+                    self._direct.close()
+            finally:
+                self._file.close()
 
     def __del__(self) -> None:
         # Only where __init__ got as far as owning the file.
@@ -328,8 +339,12 @@ class FileStorage(Storage):
         if self.read_only:
             raise ReadOnly("The file is open read-only", filename=self.name)
         self._check_failure()
-        self._file.fileno()
+        self._check_open()
         return check_range(offset, length, self.name)
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise Closed(filename=self.name)
 
     def _check_failure(self) -> None:
         if self._failure is not None:
@@ -351,7 +366,7 @@ class FileStorage(Storage):
         if self._device_size is not None:
             self._check_device(size)
             return
-        os.ftruncate(self._file.fileno(), size)
+        self._file.truncate(size)
         self._end = size
 
     def _put(self, view: memoryview, offset: int) -> None:
@@ -396,6 +411,8 @@ class _Naming:
     ) -> None:
         if isinstance(value, OSError) and value.filename is None:
             value.filename = self._name
+        elif isinstance(value, Closed):
+            value.in_file(self._name)
 
 
 def _cache(mode: str) -> _Cache:
@@ -452,10 +469,17 @@ def _claim(file: Descriptor, name: str, writable: bool, share: bool) -> None:
 
 
 @contextlib.contextmanager
-def _closing_on_error(file: Descriptor) -> Iterator[None]:
+def _closing_on_error(
+    file: Descriptor, made: str | os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """Close ``file`` if the block raises; one that was ``made`` just now is removed as well."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        # One that somebody else has begun to use is not ours any more.
+        if made is not None and not isinstance(error, InUse):
+            with contextlib.suppress(OSError):
+                os.unlink(made)
         file.close()
         raise
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import IO, TYPE_CHECKING, cast
 
-from imgtool.errors import ImageError, ReadOnly
+from imgtool.errors import Closed, ImageError, ReadOnly
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import check_offset, check_range, fill_zeroes, zero_pieces
 from imgtool.storage.holes import merge
@@ -189,7 +189,7 @@ class FileObjectStorage(Storage):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("I/O operation on closed file")
+            raise Closed(filename=self.name)
 
     def _check_write(self, offset: int, length: int) -> int:
         self._check_open()

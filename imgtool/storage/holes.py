@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from imgtool.storage.base import HostRange
-from imgtool.storage.host import Descriptor
+from imgtool.storage.host import Descriptor, uninterrupted
 
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
@@ -94,7 +94,8 @@ def reserve(file: Descriptor, offset: int, length: int) -> bool:
     if not hasattr(os, "posix_fallocate"):
         return False
     try:
-        os.posix_fallocate(file.fileno(), offset, length)
+        with file as number:
+            uninterrupted(os.posix_fallocate, number, offset, length)
     except OSError as error:
         if error.errno in _CANNOT:
             return False
@@ -106,12 +107,15 @@ def _allocate(file: Descriptor, mode: int, offset: int, length: int) -> bool:
     call = system_fallocate()
     if call is None:
         return False
-    while code := call(file.fileno(), mode, offset, length):
-        if code in _CANNOT:
-            return False
-        if code != errno.EINTR:
+
+    def allocate(number: int) -> bool:
+        code = call(number, mode, offset, length)
+        if code and code not in _CANNOT:
             raise OSError(code, os.strerror(code))
-    return True
+        return not code
+
+    with file as number:
+        return uninterrupted(allocate, number)
 
 
 @functools.cache

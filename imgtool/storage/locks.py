@@ -8,15 +8,20 @@ one process conflict as two processes do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 from imgtool.errors import InUse
 from imgtool.storage.host import Descriptor
+
+#: At most so many seconds pass before each further try of a claim that others were in the way of.
+_PAUSES = (0.005, 0.01, 0.02)
 
 _USED = 100
 _UNSHARED = 200
@@ -67,23 +72,35 @@ class ImageLock:
 
         Raises :class:`InUse`, and keeps what was held before, if anybody's claim conflicts. Where
         the host has no such locks there is one :class:`UnlockedWarning` for the first writer.
+
+        Of two who claim at the same moment each sees the other, and both would have to go. So a
+        claim is tried again, a few times within some hundredths of a second, before it is given up.
         """
         calls = system_locks()
-        before = self._held
         try:
             if calls is None:
                 raise OSError(errno.ENOSYS, "no open file description locks")
-            self._take(calls, wanted.held)
-            self._test(calls, wanted)
-            self._drop(calls, before - wanted.held)
+            for pause in _PAUSES:
+                with contextlib.suppress(InUse):
+                    return self._claim(calls, wanted)
+                import random  # takes milliseconds that most runs need not spend
+
+                time.sleep(random.uniform(0, pause))
+            self._claim(calls, wanted)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
             if 1 in wanted.used:
                 _warn(self._name)
+
+    def _claim(self, calls: _Calls, wanted: Claim) -> None:
+        before = self._held
+        try:
+            self._take(calls, wanted.held)
+            self._test(calls, wanted)
+            self._drop(calls, before - wanted.held)
         except InUse:
-            if calls is not None:
-                self._drop(calls, self._held - before)
+            self._drop(calls, self._held - before)
             raise
 
     def _take(self, calls: _Calls, wanted: frozenset[int]) -> None:

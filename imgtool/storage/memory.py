@@ -8,7 +8,7 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING
 
-from imgtool.errors import ReadOnly
+from imgtool.errors import Closed, ReadOnly
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import check_offset, check_range, fill_zeroes
 from imgtool.storage.holes import merge
@@ -127,7 +127,7 @@ class MemoryStorage(Storage):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("I/O operation on closed file")
+            raise Closed(filename=self.name)
 
     def _check_write(self, offset: int, length: int) -> int:
         self._check_open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -56,5 +57,6 @@ class ConcatDevice(BlockDevice):
                 yield extent._replace(offset=extent.offset + start)
 
     def close(self) -> None:
-        for part in self._parts:
-            part.close()
+        with contextlib.ExitStack() as stack:
+            for part in self._parts:
+                stack.callback(part.close)

@@ -1,0 +1,164 @@
+"""The fault sweep: every system call of every command goes wrong, one after the other.
+
+    python -m tests.campaigns.faults                    everything: about 60,000 cases
+    python -m tests.campaigns.faults --every 20 commit  one case in twenty of what is called so
+
+For each case: it ends, and no file stays open; an error reaches the caller, or the command has done
+all it was to do; images open and pass a check, leaks aside; every sector is old or new; a new file
+is whole or removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.campaigns.scenarios import SCENARIOS, Scenario
+from tests.campaigns.workshop import Outcome, Tally, Workshop, Wrong
+from tests.kit.calls import FAULTS, FaultyCalls
+
+#: A case that takes longer than this many seconds hangs: the run ends with a traceback.
+TIMEOUT = 120
+
+#: What may fail without the command failing: a hint to the host, or what was only read from.
+_HINTS = frozenset({"allocate", "seek", "copy", "reserve"})
+
+
+def scratch() -> Path:
+    """A new folder in memory, if the host has such, where flushes take no time."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="imgtool-", dir=place))
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def cases(workshop: Workshop) -> Iterator[tuple[str, bool, int]]:
+    """The faults to try: which, whether for ever, and at which call."""
+    kinds = frozenset({"open", "read", "seek"}) if workshop.scenario.reads else None
+    for fault in FAULTS:
+        workshop.reset()
+        counting = FaultyCalls(workshop.place, fault, kinds=kinds)
+        with counting.installed():
+            workshop.run()
+        for at in range(counting.count):
+            yield fault, False, at
+            yield fault, True, at
+
+
+def try_case(workshop: Workshop, fault: str, for_ever: bool, at: int, *, qemu: bool = False) -> str:
+    """Try one case; return what is worth noting about it. Raises :class:`Wrong`."""
+    kinds = frozenset({"open", "read", "seek"}) if workshop.scenario.reads else None
+    workshop.reset()
+    calls = FaultyCalls(workshop.place, fault, at, for_ever=for_ever, kinds=kinds)
+    before = descriptors()
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
+    try:
+        with calls.installed():
+            outcome = workshop.run()
+        if descriptors() > before:
+            gc.collect()
+        if descriptors() > before:
+            raise Wrong("a file stayed open")
+        return _judge(workshop, fault, for_ever, calls, outcome, qemu)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _judge(
+    workshop: Workshop,
+    fault: str,
+    for_ever: bool,
+    calls: FaultyCalls,
+    outcome: Outcome,
+    qemu: bool,
+) -> str:
+    if "Traceback" in outcome.err:
+        raise Wrong(f"a traceback: {outcome.err}")
+    clean = workshop.clean
+    # What a file ends with helps to tell its format, and is done without if it cannot be read.
+    hit = set(calls.hit) - _HINTS - ({"read"} if len(calls.hit) == 1 else set())
+    harmless = not calls.hit or fault == "short" or (fault == "EINTR" and not for_ever)
+    if workshop.scenario.reads:
+        if outcome.status == clean.status and outcome.out == clean.out:
+            if not harmless and hit and not clean.status:
+                raise Wrong(f"no error although {set(calls.hit)} failed")
+            return "read all the same"
+        if harmless:
+            raise Wrong(f"another answer: {outcome}")
+        if not outcome.status or not _told(outcome):
+            raise Wrong(f"no error: {outcome}")
+        if outcome.status == clean.status and workshop.scenario.subcommand == "compare":
+            raise Wrong(f"an error looks like a difference: {outcome}")
+        return "failed"
+    if outcome.status and harmless:
+        raise Wrong(f"it failed: {outcome}")
+    if not outcome.status and not harmless and hit:
+        raise Wrong(f"exit status 0 although {set(calls.hit)} failed")
+    if outcome.status and not _told(outcome):
+        raise Wrong("it failed without a word")
+    notes = workshop.judge(finished=not outcome.status, qemu=qemu)
+    return ", ".join(sorted(notes)) or ("failed" if outcome.status else "did it all the same")
+
+
+def _told(outcome: Outcome) -> bool:
+    # Like qemu-io, io says on stdout which of its requests failed.
+    return bool(outcome.err.strip()) or "failed" in outcome.out
+
+
+def sweep(
+    scenarios: Sequence[Scenario], *, every: int = 1, seed: int = 0, folder: Path | None = None
+) -> Tally:
+    """Try the cases of the scenarios: all of them, or one in ``every``, drawn by ``seed``."""
+    tally = Tally()
+    chance = random.Random(seed)
+    for scenario in scenarios:
+        place = scratch() if folder is None else folder / scenario.name
+        try:
+            workshop = Workshop(scenario, place)
+            for fault, for_ever, at in cases(workshop):
+                if chance.randrange(every):
+                    continue
+                lasting = "for ever" if for_ever else "once"
+                tally.count(f"{scenario.subcommand} {fault} {lasting}")
+                try:
+                    qemu = not chance.randrange(20)
+                    note = try_case(workshop, fault, for_ever, at, qemu=qemu)
+                    tally.note(note)
+                except Exception as error:
+                    text = f"{scenario.name}: {fault} {lasting} at call {at}: "
+                    tally.failures.append(f"{text}{type(error).__name__}: {error}"[:500])
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    return tally
+
+
+def main() -> int:
+    """The long form."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="try one case in N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which of them")
+    parser.add_argument("names", nargs="*", help="scenarios, by the beginning of their names")
+    chosen = parser.parse_args()
+    scenarios = [
+        scenario
+        for name, scenario in SCENARIOS.items()
+        if not chosen.names or name.startswith(tuple(chosen.names))
+    ]
+    tally = sweep(scenarios, every=chosen.every, seed=chosen.seed)
+    print(tally.report())
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

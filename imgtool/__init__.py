@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         resize,
         snapshots,
     )
+    from imgtool.budget import Budget
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         InUse,
         NotPermitted,
         OutOfRange,
+        OverBudget,
         ReadOnly,
         UnsupportedFeature,
         WrongFormat,
@@ -61,6 +63,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
+    "Budget",
     "CheckReport",
     "Comparison",
     "CorruptImage",
@@ -73,6 +76,7 @@ __all__ = [
     "NotPermitted",
     "OpenPolicy",
     "OutOfRange",
+    "OverBudget",
     "ReadOnly",
     "Reference",
     "Secret",
@@ -126,6 +130,7 @@ _HOMES = {
         "resize",
         "snapshots",
     ),
+    "imgtool.budget": ("Budget",),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.description": ("SnapshotInfo",),
     "imgtool.device": ("BlockDevice",),
@@ -136,6 +141,7 @@ _HOMES = {
         "InUse",
         "NotPermitted",
         "OutOfRange",
+        "OverBudget",
         "ReadOnly",
         "UnsupportedFeature",
         "WrongFormat",

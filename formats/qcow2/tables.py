@@ -24,7 +24,12 @@ def read_table(storage: Storage, offset: int, entries: int, what: str) -> array[
 
 
 def read_l1(storage: Storage, offset: int, entries: int, geometry: Geometry) -> array[int]:
-    """Read an L1 table, that of the active disk or of a snapshot, having checked its place."""
+    """Read an L1 table, that of the active disk or of a snapshot, having checked its place.
+
+    Raises :class:`CorruptImage`, and :class:`~imgtool.errors.OverBudget` where the table leaves no
+    memory for the rest.
+    """
+    storage.account.check(entries * 8, "The L1 table")
     if entries * 8 > MAX_L1_BYTES:
         raise CorruptImage("The L1 table is too large", offset)
     if offset % geometry.cluster_size:
@@ -33,16 +38,29 @@ def read_l1(storage: Storage, offset: int, entries: int, geometry: Geometry) -> 
 
 
 class L2Tables:
-    """The L2 tables of one disk, by L1 index. Safe from any number of threads."""
+    """The L2 tables of one disk, by L1 index. Safe from any number of threads.
+
+    Memory for them is taken from the image's budget at once, here: no more than the disk can have,
+    and no more than a quarter of what is left, so that the other images of a chain have some.
+    """
 
     def __init__(self, storage: Storage, geometry: Geometry, l1: array[int]) -> None:
         self.l1 = l1
         self._storage = storage
         self._geometry = geometry
-        self._capacity = max(2, L2_CACHE_BYTES // geometry.cluster_size)
+        self._capacity = 0
         self._tables: dict[int, array[int]] = {}
         self._pinned: dict[int, array[int]] = {}
         self._lock = threading.Lock()
+        self._take_room()
+
+    def _take_room(self) -> None:
+        size, account = self._geometry.cluster_size, self._storage.account
+        most = min(L2_CACHE_BYTES, len(self.l1) * size, account.room() // 4)
+        wanted = max(2, most // size)
+        if wanted > self._capacity:
+            account.charge((wanted - self._capacity) * size, "The cache of L2 tables")
+            self._capacity = wanted
 
     def get(self, l1_index: int) -> array[int] | None:
         """The L2 table for an L1 entry, or None where there is none."""
@@ -91,6 +109,7 @@ class L2Tables:
             assert not self._pinned
             self.l1 = l1
             self._tables.clear()
+            self._take_room()
 
     def unpin(self, l1_indexes: Iterable[int]) -> None:
         """Let tables that have been written be forgotten again."""

@@ -99,10 +99,15 @@ class OpenPolicy:
                 return open(path, None)
             return open(path, self._find(image, stored, path))
         except directory.Outside:
-            folder = os.path.dirname(os.path.realpath(path))
+            # Where links lead outside is not told, since whoever made the image may read this.
+            folder = os.path.normpath(os.path.dirname(path))
+            if image.directory is not None and folder == os.path.normpath(image.directory):
+                allowing = "--allow-path with the directory that it leads to"
+            else:
+                allowing = f"--allow-path '{folder}'"
             raise NotPermitted(
                 f"{named}, which lies outside the image's directory; "
-                f"use --allow-path '{folder}' to allow it, or --trust",
+                f"use {allowing} to allow it, or --trust",
                 filename=image.name,
             ) from None
         except directory.NotRegular:

@@ -194,7 +194,7 @@ class Qcow2Device(MappedDevice):
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
-            table = self._tables.get(l1_index)
+            table = self._tables.find(l1_index)
             if table is None:
                 yield self._l2.unmapped(offset, end - offset)
                 return

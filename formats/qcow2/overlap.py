@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.bitmaps import Bitmap
@@ -17,6 +18,10 @@ from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.schema import L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
 from imgtool.formats.qcow2.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Up to here sorting Python's integers costs less memory and time than numpy.
 _LOOPED_ENTRIES = 1 << 16
@@ -101,7 +106,7 @@ class MetadataMap:
 
 
 def _join(
-    ranges: list[tuple[int, int]], tables: Iterable[tuple[array[int], int]], bits: int
+    ranges: list[tuple[int, int]], tables: Sequence[tuple[array[int], int]], bits: int
 ) -> tuple[array[int], array[int]]:
     """Join ranges of clusters, and the clusters that tables name, where they meet or overlap."""
     named = {(entry & mask) >> bits for table, mask in tables for entry in table}
@@ -116,23 +121,39 @@ def _join(
 
 
 def _join_many(
-    ranges: list[tuple[int, int]], tables: Iterable[tuple[array[int], int]], bits: int
+    ranges: list[tuple[int, int]], tables: Sequence[tuple[array[int], int]], bits: int
 ) -> tuple[array[int], array[int]]:
     """The same for tables of millions of entries, which as Python's integers were gigabytes."""
     import numpy as np
 
-    named = [
-        (np.frombuffer(table, np.uint64) & np.uint64(mask)) >> np.uint64(bits)
-        for table, mask in tables
-    ]
-    both = np.array(ranges, np.uint64)
-    starts = np.concatenate((both[:, 0], *named))
-    ends = np.concatenate((both[:, 1], *(clusters + np.uint64(1) for clusters in named)))
+    # Each array is let go as soon as it can be: they are as large as the tables.
+    count = sum(len(table) for table, _ in tables)
+    starts = np.empty(len(ranges) + count, np.uint64)
+    ends = np.empty(len(ranges) + count, np.uint64)
+    starts[: len(ranges)] = [start for start, _ in ranges]
+    ends[: len(ranges)] = [end for _, end in ranges]
+    place = len(ranges)
+    for table, mask in tables:
+        named = starts[place : place + len(table)]
+        np.bitwise_and(np.frombuffer(table, np.uint64), np.uint64(mask), out=named)
+        named >>= np.uint64(bits)
+        np.add(named, np.uint64(1), out=ends[place : place + len(table)])
+        place += len(table)
     order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    first = np.flatnonzero(np.append(True, starts[1:] > ends[:-1]))
-    last = np.append(first[1:] - 1, len(ends) - 1)
-    return array("Q", starts[first].tobytes()), array("Q", ends[last].tobytes())
+    starts = starts[order]
+    ends = ends[order]
+    del order
+    np.maximum.accumulate(ends, out=ends)
+    begins = np.append(True, starts[1:] > ends[:-1])
+    starts = starts[begins]
+    ends = ends[np.append(begins[1:], True)]
+    return _array(starts), _array(ends)
+
+
+def _array(numbers: NDArray[np.uint64]) -> array[int]:
+    made = array("Q")
+    made.frombytes(numbers.data.cast("B"))
+    return made
 
 
 class Overlap(CorruptImage):

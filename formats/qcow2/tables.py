@@ -76,6 +76,23 @@ class L2Tables:
                     self._keep(l1_index, table)
             return table
 
+    def find(self, l1_index: int) -> array[int] | None:
+        """The same for readers, who need no table that was never written and maps nothing.
+
+        A file of enormous length may name millions of those.
+        """
+        table = self._pinned.get(l1_index) or self._tables.get(l1_index)
+        if table is None and not self._in_hole(l1_index):
+            table = self.get(l1_index)
+        return table
+
+    def _in_hole(self, l1_index: int) -> bool:
+        offset, size = self.l1[l1_index] & L1_OFFSET_MASK, self._geometry.cluster_size
+        if offset % size or offset + size > self._storage.size():
+            return False  # which is an error
+        part = next(self._storage.ranges(offset, size))
+        return part.length == size and not part.is_data
+
     def next_mapped(self, l1_index: int, end: int) -> int:
         """The first L1 index from ``l1_index`` on, below ``end``, that has a table; else ``end``.
 

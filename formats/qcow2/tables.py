@@ -29,11 +29,11 @@ def read_l1(storage: Storage, offset: int, entries: int, geometry: Geometry) -> 
     Raises :class:`CorruptImage`, and :class:`~imgtool.errors.OverBudget` where the table leaves no
     memory for the rest.
     """
-    storage.account.check(entries * 8, "The L1 table")
     if entries * 8 > MAX_L1_BYTES:
         raise CorruptImage("The L1 table is too large", offset)
     if offset % geometry.cluster_size:
         raise CorruptImage("The L1 table is not aligned to a cluster", offset)
+    storage.account.check(entries * 8, "The L1 table")
     return read_table(storage, offset, entries, "The L1 table")
 
 

@@ -132,6 +132,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except ERRORS as error:
         return complain(error)
+    except MemoryError:
+        say("imgtool", "Out of memory")
+        return 1
     except (_Interrupted, KeyboardInterrupt, click.Abort):
         say("imgtool", "Interrupted")
         return _INTERRUPTED

@@ -127,8 +127,8 @@ def test_every_field_of_a_512_byte_file_at_its_largest(tmp_path: Path) -> None:
     ):  # fmt: skip
         width = 4 if name in ("backing_file_size", "l1_size", "refcount_table_clusters",
                               "nb_snapshots") else 8  # fmt: skip
-        for value in ((1 << 8 * width) - 1, 1 << 21):
-            ask(write(tmp_path / "x.qcow2", change(header, **{name: value})))
+        largest = (1 << 8 * width) - 1
+        ask(write(tmp_path / "x.qcow2", change(header, **{name: largest})))
 
 
 def test_l2_table_that_is_its_own_data(tmp_path: Path) -> None:

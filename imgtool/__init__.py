@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         resize,
         snapshots,
     )
+    from imgtool.budget import Budget
     from imgtool.chain import OpenPolicy, Reference, Trust
     from imgtool.description import SnapshotInfo
     from imgtool.device import BlockDevice
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         InUse,
         NotPermitted,
         OutOfRange,
+        OverBudget,
         ReadOnly,
         UnsupportedFeature,
         WrongFormat,
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadOption",
     "BlockDevice",
+    "Budget",
     "CheckReport",
     "Closed",
     "Comparison",
@@ -75,6 +78,7 @@ __all__ = [
     "NotPermitted",
     "OpenPolicy",
     "OutOfRange",
+    "OverBudget",
     "ReadOnly",
     "Reference",
     "Secret",
@@ -128,6 +132,7 @@ _HOMES = {
         "resize",
         "snapshots",
     ),
+    "imgtool.budget": ("Budget",),
     "imgtool.chain": ("OpenPolicy", "Reference", "Trust"),
     "imgtool.description": ("SnapshotInfo",),
     "imgtool.device": ("BlockDevice",),
@@ -139,6 +144,7 @@ _HOMES = {
         "InUse",
         "NotPermitted",
         "OutOfRange",
+        "OverBudget",
         "ReadOnly",
         "UnsupportedFeature",
         "WrongFormat",

@@ -3,7 +3,8 @@
 Each takes an image as a path, an open :class:`~imgtool.storage.base.Storage`, a binary file
 object, or a :class:`~imgtool.chain.Reference` where more has to be said. Files that images name
 are opened as the ``policy`` allows: without one, as ``IMGTOOL_TRUST`` in the environment says, and
-else inside the directory of the image that names them.
+else inside the directory of the image that names them. Where there is a ``budget``, opening what
+is larger, or needs more memory, raises :class:`~imgtool.errors.OverBudget`.
 
 All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or a request, and
 ``OSError`` for what the host refuses. A ``password`` unlocks every encrypted image of the chain.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy, Reference, Source
 from imgtool.secrets import Secret, Secrets
 from imgtool.units import parse_size
@@ -44,6 +46,7 @@ def open(
     snapshot: str | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     cache: str = "writeback",
     **options: object,
@@ -60,7 +63,9 @@ def open(
     """
     if snapshot is not None:
         options["snapshot"] = snapshot
-    opener = _opener(policy, share=share, cache=cache, writable=writable, password=password)
+    opener = _opener(
+        policy, budget=budget, share=share, cache=cache, writable=writable, password=password
+    )
     return opener.reference(_reference(source, format, options))
 
 
@@ -106,6 +111,7 @@ def info(
     format: str | None = None,
     backing_chain: bool = False,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     **options: object,
 ) -> ImageInfo:
@@ -117,7 +123,7 @@ def info(
 
     return info(
         _reference(source, format, options),
-        opener=_opener(policy, share=share),
+        opener=_opener(policy, budget=budget, share=share),
         backing_chain=backing_chain,
     )
 
@@ -147,6 +153,7 @@ def convert(
     password: Password = None,
     target_password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     cache: str = "writeback",
     target_cache: str = "writeback",
@@ -200,7 +207,7 @@ def convert(
         bitmaps=bitmaps,
         skip_broken_bitmaps=skip_broken_bitmaps,
         check_space=check_space,
-        opener=_opener(policy, share=share, cache=cache, password=password),
+        opener=_opener(policy, budget=budget, share=share, cache=cache, password=password),
         target_secrets=Secrets(password=_secret(target_password)),
         target_cache=target_cache,
         progress=progress,
@@ -212,6 +219,7 @@ def check(
     source: Image,
     *,
     format: str | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     report: Callable[[str], None] | None = None,
     repair: str | None = None,
@@ -228,7 +236,7 @@ def check(
     """
     from imgtool.ops.check import check
 
-    opener = _opener(None, share=share)
+    opener = _opener(None, budget=budget, share=share)
     return check(
         _reference(source, format, options),
         opener=opener,
@@ -247,6 +255,7 @@ def compare(
     strict: bool = False,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -261,7 +270,7 @@ def compare(
         _reference(first, first_format, {}),
         _reference(second, second_format, {}),
         strict=strict,
-        opener=_opener(policy, share=share, password=password),
+        opener=_opener(policy, budget=budget, share=share, password=password),
         progress=progress,
     )
 
@@ -274,6 +283,7 @@ def map(
     max_length: int | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     **options: object,
 ) -> Iterator[Extent]:
@@ -288,7 +298,7 @@ def map(
         _reference(source, format, options),
         start_offset=start_offset,
         max_length=max_length,
-        opener=_opener(policy, share=share, password=password),
+        opener=_opener(policy, budget=budget, share=share, password=password),
     )
 
 
@@ -301,6 +311,7 @@ def measure(
     snapshot: str | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     **options: object,
 ) -> Measurement:
@@ -316,7 +327,7 @@ def measure(
         size=None if size is None else parse_size(size),
         format=format,
         options=options,
-        opener=_opener(policy, share=share, password=password),
+        opener=_opener(policy, budget=budget, share=share, password=password),
     )
 
 
@@ -330,6 +341,7 @@ def hash(
     workers: int | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     progress: Progress | None = None,
     **options: object,
@@ -349,7 +361,7 @@ def hash(
         algorithm,
         raw=raw,
         workers=workers,
-        opener=_opener(policy, share=share, password=password),
+        opener=_opener(policy, budget=budget, share=share, password=password),
         progress=progress,
     )
 
@@ -479,12 +491,18 @@ def rebase(
 
 
 def snapshots(
-    source: Image, *, format: str | None = None, share: bool = False
+    source: Image,
+    *,
+    format: str | None = None,
+    budget: Budget | None = None,
+    share: bool = False,
 ) -> list[SnapshotInfo]:
     """List the internal snapshots of an image; none where its format has none."""
     from imgtool.ops.snapshot import list_snapshots
 
-    return list_snapshots(_reference(source, format, {}), opener=_opener(None, share=share))
+    return list_snapshots(
+        _reference(source, format, {}), opener=_opener(None, budget=budget, share=share)
+    )
 
 
 def amend(
@@ -538,12 +556,12 @@ def bitmap(
 
 
 def dirty_ranges(
-    source: Image, name: str, *, format: str | None = None
+    source: Image, name: str, *, format: str | None = None, budget: Budget | None = None
 ) -> Iterator[tuple[int, int]]:
     """What the bitmap ``name`` says is dirty: ``(offset, length)`` in bytes, in order."""
     from imgtool.ops.bitmap import dirty_ranges
 
-    return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None))
+    return dirty_ranges(_reference(source, format, {}), name, opener=_opener(None, budget=budget))
 
 
 def create_snapshot(
@@ -588,6 +606,7 @@ def _reference(source: Image, format: str | None, options: dict[str, object]) ->
 def _opener(
     policy: OpenPolicy | None,
     *,
+    budget: Budget | None = None,
     share: bool = False,
     cache: str = "writeback",
     writable: bool = False,
@@ -595,6 +614,7 @@ def _opener(
 ) -> Opener:
     return Opener(
         policy=policy or OpenPolicy.default(),
+        budget=budget or Budget(),
         share=share,
         cache=cache,
         writable=writable,

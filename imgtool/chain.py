@@ -6,25 +6,31 @@ for its backing image and its data file. Names that the user gave are the user's
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Union
 
 from imgtool import registry
+from imgtool.budget import Budget
 from imgtool.errors import BadOption, ImageError, NotPermitted
 from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
+    from imgtool.storage.directory import Place
 
 Source = Union[str, "os.PathLike[str]", Storage, IO[bytes]]
 
 #: How many images one may lie on top of another.
 MAX_CHAIN_DEPTH = 64
+
+#: What an image may name other files for, and what messages call them.
+ROLES = {"backing": "backing file", "data-file": "data file", "extent": "extent"}
 
 #: As QEMU tells protocols from paths: a colon in front of the first slash.
 _PROTOCOL = re.compile(r"[^:/]*:")
@@ -68,40 +74,78 @@ class OpenPolicy:
                 f"IMGTOOL_TRUST is '{value}': it must be none, confined or any"
             ) from None
 
-    def resolve(self, image: Storage, name: str, role: str) -> str:
-        """Return the path of the file that ``image`` calls ``name``; ``role`` is for the message.
+    def open(
+        self, image: Storage, name: str, role: str, open: Callable[[str, Place | None], Storage]
+    ) -> Storage:
+        """Open the file that ``image`` calls ``name``, if it may be opened.
 
-        Raises :class:`NotPermitted` with the flag that would allow it, where one would.
+        ``role`` is one of :data:`ROLES`. ``open`` is given the file's path and, where the file has
+        been judged, the place in which it is to be opened, so that it is the one that was judged.
+        Raises :class:`NotPermitted` with the flag that would allow it, where one would, and
+        :class:`ImageError` for a file that cannot be opened.
         """
+        called = ROLES[role]
+        named = f"It names the {called} '{name}'"
         if self.trust is Trust.NONE:
             raise NotPermitted(
-                f"It names the {role} '{name}', and --untrusted opens no file that an image names",
-                filename=image.name,
+                f"{named}, and --untrusted opens no file that an image names", filename=image.name
             )
-        path = plain_path(image, name, role)
-        if self.trust is Trust.ANY:
-            return path
-        real = os.path.realpath(path)
-        homes = [os.path.realpath(home) for home in self.allowed_paths]
-        if image.directory is not None:
-            homes.append(os.path.realpath(image.directory))
-        if not any(_inside(real, home) for home in homes):
+        stored = plain_name(image, name, called)
+        path = shown_path(image, stored)
+        from imgtool.storage import directory
+
+        try:
+            if self.trust is Trust.ANY:
+                return open(path, None)
+            return open(path, self._find(image, stored, path))
+        except directory.Outside:
+            # Where links lead outside is not told, since whoever made the image may read this.
+            folder = os.path.normpath(os.path.dirname(path))
+            if image.directory is not None and folder == os.path.normpath(image.directory):
+                allowing = "--allow-path with the directory that it leads to"
+            else:
+                allowing = f"--allow-path '{folder}'"
             raise NotPermitted(
-                f"It names the {role} '{name}', which lies outside the image's directory; "
-                f"use --allow-path '{os.path.dirname(real)}' to allow it, or --trust",
+                f"{named}, which lies outside the image's directory; "
+                f"use {allowing} to allow it, or --trust",
                 filename=image.name,
-            )
-        if os.path.exists(real) and not os.path.isfile(real):
+            ) from None
+        except directory.NotRegular:
             raise NotPermitted(
-                f"It names the {role} '{name}', which is not a regular file; "
-                "use --trust to open it all the same",
+                f"{named}, which is not a regular file; use --trust to open it all the same",
                 filename=image.name,
-            )
-        return path
+            ) from None
+        except OSError as error:
+            raise ImageError(
+                f"Could not open {called}: Could not open '{path}': {error.strerror}",
+                filename=image.name,
+            ) from error
+
+    def _find(self, image: Storage, stored: str, path: str) -> Place:
+        """Where a stored name leads to: a regular file inside the directories that are allowed."""
+        from imgtool.storage import directory
+
+        with contextlib.ExitStack() as stack:
+            start = image.names_from
+            try:
+                if start is None and image.directory is not None and directory.SUPPORTED:
+                    start = directory.Directory.open(image.directory)
+                    stack.callback(start.close)
+            except PermissionError:
+                pass  # where a directory has to be readable to be held open
+            if start is None and (image.directory is not None or not directory.SUPPORTED):
+                own = [] if image.directory is None else [image.directory]
+                return directory.CheckedPath(path, [*self.allowed_paths, *own])
+            allowed = set() if start is None else {start.trail[-1]}
+            for home in self.allowed_paths:
+                with contextlib.suppress(OSError):
+                    status = os.stat(home)
+                    allowed.add((status.st_dev, status.st_ino))
+            return directory.find(start, stored, allowed)
 
 
-def plain_path(image: Storage, name: str, role: str) -> str:
-    """Return the path that a stored ``name`` stands for, relative to its image's directory.
+def plain_name(image: Storage, name: str, role: str) -> str:
+    """Return the path that a stored ``name`` stands for, as it is.
 
     Raises :class:`NotPermitted` for everything that is not a path: ``json:``, URLs, protocols.
     """
@@ -113,27 +157,28 @@ def plain_path(image: Storage, name: str, role: str) -> str:
         raise NotPermitted(
             f"It names the {role} '{name}', which is not a plain path", filename=image.name
         )
-    if os.path.isabs(name):
-        return name
-    if image.directory is None:
+    if not os.path.isabs(name) and image.directory is None:
         raise NotPermitted(
             f"It names the {role} '{name}', relative to a directory, and the image has none",
             filename=image.name,
         )
+    return name
+
+
+def shown_path(image: Storage, name: str) -> str:
+    """Return the path of a file that ``image`` calls ``name``, for messages and ``map``."""
+    if os.path.isabs(name):
+        return name
     own = os.path.basename(image.name)
     if image.directory == (os.path.dirname(image.name) or "."):
-        # As it was typed, "./" and all, which is what messages and `map` show.
+        # As it was typed, "./" and all.
         return image.name[: len(image.name) - len(own)] + name
-    return os.path.join(image.directory, name)
+    return os.path.join(image.directory or "", name)
 
 
 def has_protocol(name: str) -> bool:
     """Whether QEMU would take a stored name for ``protocol:something`` instead of a path."""
     return bool(_PROTOCOL.match(name)) and not (os.name == "nt" and name[1:2] == ":")
-
-
-def _inside(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
 
 
 @dataclass(frozen=True)
@@ -171,6 +216,8 @@ class Opener:
     one at ``writable_depth`` (1 is the nearest). ``trail`` identifies the images above, and
     ``overrides`` are the user's own words on what the image being opened would name. ``secrets``
     unlock encrypted images; without ``contents`` they are opened locked, for their metadata.
+    ``names_followed`` says that names are followed even so, by whoever holds the device. What all
+    of this may cost comes out of one ``budget``.
     """
 
     policy: OpenPolicy = field(default_factory=OpenPolicy.default)
@@ -184,6 +231,8 @@ class Opener:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     secrets: Secrets = field(default_factory=Secrets)
     contents: bool = True
+    names_followed: bool = False
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def unlocks(self) -> bool:
@@ -191,11 +240,22 @@ class Opener:
         return self.writable or (self.follow and self.contents)
 
     def file(self, path: str) -> Storage:
-        """Open the host file at ``path`` as this opener says."""
+        """Open the host file that the user calls ``path`` as this opener says."""
+        from imgtool.storage.directory import named_by_user
+
+        holds = self.policy.trust is Trust.CONFINED and (self.follow or self.names_followed)
+        return self._file_at(path, named_by_user(path) if holds else None)
+
+    def _file_at(self, path: str, place: Place | None) -> Storage:
         from imgtool.storage.file import FileStorage
 
         return FileStorage.open(
-            path, writable=self.writable, share=self.share, lock=self.lock, cache=self.cache
+            path,
+            writable=self.writable,
+            share=self.share,
+            lock=self.lock,
+            cache=self.cache,
+            place=place,
         )
 
     def image(
@@ -209,6 +269,7 @@ class Opener:
         Takes over ``storage``, and closes it if the image can't be opened.
         """
         try:
+            storage.account = self.budget.account(storage.name)
             identity = storage.identity
             if identity is not None and identity in self.trail:
                 raise ImageError(
@@ -235,7 +296,13 @@ class Opener:
             checked = chosen.open_options.check(options or {})
             if self.unlocks:
                 checked = self.secrets.fill_in(chosen.open_options, checked)
-            return chosen.load_opener()(storage, below, checked)
+            device = chosen.load_opener()(storage, below, checked)
+            try:
+                self.budget.check_virtual_size(device.size, storage.name)
+            except ImageError:
+                device.close()
+                raise
+            return device
         except ImageError as error:
             storage.close()
             raise error.while_opening(storage.name) from error.__cause__
@@ -286,14 +353,7 @@ class Opener:
             options, below = given.options, replace(below, overrides=given.children)
         if name is None:
             return None
-        path = self.policy.resolve(image, name, "backing file")
-        try:
-            storage = below.file(path)
-        except OSError as error:
-            raise ImageError(
-                f"Could not open backing file: Could not open '{path}': {error.strerror}",
-                filename=image.name,
-            ) from error
+        storage = below.named_file(image, name, "backing")
         if format is None:
             guessed = registry.probe(storage)
             if writable or guessed.name != "raw":
@@ -315,14 +375,21 @@ class Opener:
             return storage_for(given.source, self)
         if name is None:
             raise ImageError("It needs an external data file and names none", filename=image.name)
-        path = self.policy.resolve(image, name, "data file")
-        try:
-            return self.file(path)
-        except OSError as error:
+        return self.named_file(image, name, "data-file")
+
+    def named_file(self, image: Storage, name: str, role: str) -> Storage:
+        """Open the file that ``image`` calls ``name``, if the policy allows it.
+
+        The gate for every file that an image names: its backing file, its data file, its extents.
+        """
+        storage = self.policy.open(image, name, role, self._file_at)
+        if role != "backing" and storage.identity in self.trail:
+            storage.close()
             raise ImageError(
-                f"Could not open data file: Could not open '{path}': {error.strerror}",
+                f"It names the {ROLES[role]} '{name}', which is the image itself or lies above it",
                 filename=image.name,
-            ) from error
+            )
+        return storage
 
 
 def storage_for(source: Source, opener: Opener) -> Storage:

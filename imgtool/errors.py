@@ -96,5 +96,20 @@ class Closed(ImageError, ValueError):
         super().__init__("I/O operation on closed file", filename=filename)
 
 
+class OverBudget(ImageError):
+    """An image needs more memory, or is larger, than the caller's budget allows.
+
+    ``what`` needs ``needed`` bytes, and ``allowed`` are allowed, or left of what is.
+    """
+
+    def __init__(
+        self, what: str, needed: int, allowed: int, reason: str, *, filename: str | None = None
+    ) -> None:
+        super().__init__(reason, filename=filename)
+        self.what = what
+        self.needed = needed
+        self.allowed = allowed
+
+
 class InUse(ImageError):
     """Another process holds the image in a way that conflicts with this use."""

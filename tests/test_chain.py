@@ -322,6 +322,24 @@ def test_metadata_alone_is_not_read_as_a_disk(tmp_path: Path) -> None:
                 device.read_at(0, 1)
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("writable", [False, True])
+def test_image_that_is_its_own_data_file(tmp_path: Path, link: bool, writable: bool) -> None:
+    """A guest that wrote to its disk would write its own metadata."""
+    if link:
+        (tmp_path / "data").symlink_to("disk.qcow2")
+    image = with_data_file(tmp_path / "disk.qcow2", "data" if link else "disk.qcow2")
+    with pytest.raises(ImageError, match="image itself" if not writable else "image itself|lock"):
+        open_disk(image, writable=writable)
+
+
+def test_data_file_that_is_an_image_above(tmp_path: Path) -> None:
+    with_data_file(tmp_path / "base.qcow2", "disk.qcow2")
+    image = overlay(tmp_path / "disk.qcow2", "base.qcow2", b"qcow2")
+    with pytest.raises(ImageError, match="lies above"):
+        open_disk(image)
+
+
 # Formats of backing files
 
 

@@ -6,16 +6,19 @@ defaults, as a service does that was given an image by a stranger.
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import imgtool
-from imgtool.chain import Reference
+from imgtool.chain import Opener, Reference
 from imgtool.errors import CorruptImage, ImageError, NotPermitted
 from imgtool.formats.qcow2 import schema
 from imgtool.ops.check import check
+from imgtool.storage.file import FileStorage
 from tests.kit import qcow2
 from tests.kit.corrupt import fields, patch, put
 from tests.kit.limits import MiB, within_limits
@@ -120,6 +123,71 @@ def test_cve_2015_5163_backing_file_of_the_host_is_not_converted(
         with pytest.raises(NotPermitted):
             imgtool.convert(path, uploads / "out", format=target)
         assert not (uploads / "out").exists()
+
+
+def parallels() -> bytes:
+    """A header whose tracks, by which something would be divided, are none."""
+    names = (b"WithoutFreeSpace", 2, 16, 1, 0, 1, 2048)
+    return struct.pack("<16s6I", *names).ljust(MiB, b"\0")
+
+
+def bochs() -> bytes:
+    """The same of extents of no size."""
+    kinds = (b"Bochs Virtual HD Image", b"Redolog", b"Growing", 0x20000, 512, 1, 0, 0, MiB)
+    return struct.pack("<32s16s16s5IQ", *kinds).ljust(MiB, b"\0")
+
+
+def vhdx() -> bytes:
+    """Two headers of one sequence, and a region table of more entries than it can have."""
+    image = bytearray(MiB)
+    image[:8] = b"vhdxfile"
+    for offset in (64 << 10, 128 << 10):
+        image[offset : offset + 4] = b"head"
+    for offset in (192 << 10, 256 << 10):
+        image[offset : offset + 16] = struct.pack("<4sIII", b"regi", 0, 0xFFFFFFFF, 0)
+    return bytes(image)
+
+
+@pytest.mark.parametrize("make", [parallels, bochs, vhdx])
+def test_cve_2014_0142_and_0148_division_by_zero_and_a_loop(
+    uploads: Path, make: Callable[[], bytes]
+) -> None:
+    """Whatever is made of such a file, it is soon and in little memory."""
+    path = upload(uploads / "disk.img", make())
+
+    def work() -> None:
+        for known in (None, make.__name__):
+            for look in (
+                lambda: imgtool.info(path, format=known),  # noqa: B023
+                lambda: imgtool.check(path, format=known),  # noqa: B023
+                lambda: list(imgtool.map(path, format=known)),  # noqa: B023
+                lambda: imgtool.convert(path, uploads / "out", source_format=known, format="raw"),  # noqa: B023
+            ):
+                with contextlib.suppress(ImageError):
+                    look()
+
+    within_limits(work)
+
+
+@pytest.mark.parametrize("kind", ["monolithicFlat", "twoGbMaxExtentFlat", "fullDevice", "vmfs"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_cve_2022_47951_vmdk_extent_of_the_host(
+    uploads: Path, secret: Path, kind: str, relative: bool
+) -> None:
+    """A descriptor is a text that names files, and whoever follows it copies them to strangers."""
+    name = "../host/passwd" if relative else str(secret)
+    descriptor = (
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+        f'createType="{kind}"\nRW 2 FLAT "{name}" 0\n'
+    )
+    path = upload(uploads / "disk.vmdk", descriptor.encode())
+    for known in (None, "vmdk"):
+        with contextlib.suppress(ImageError):
+            imgtool.convert(path, uploads / "out", source_format=known, format="raw")
+            assert SECRET[:64] not in (uploads / "out").read_bytes()
+    # The gate that every format's extents go through.
+    with FileStorage.open(path) as storage, pytest.raises(NotPermitted):
+        Opener().named_file(storage, name, "extent")
 
 
 @pytest.mark.parametrize("clusters", [0x80000000, 0xFFFFFFFF, 0x20000000, 129])

@@ -20,12 +20,19 @@ from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.bitmaps import (
     DIRTY_TRACKING,
     MAX_GRANULARITY_BITS,
+    MAX_MEMORY,
     MAX_NAME,
     MIN_GRANULARITY_BITS,
     Bitmap,
     read_bitmaps,
 )
-from imgtool.formats.qcow2.dirty_bits import DirtyBits, inconsistent, load_bits, not_found
+from imgtool.formats.qcow2.dirty_bits import (
+    DirtyBits,
+    check_memory,
+    inconsistent,
+    load_bits,
+    not_found,
+)
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import MAX_BITMAPS, os_bytes
 from imgtool.formats.qcow2.schema import BITMAP_OFFSET_MASK, Autoclear, BitmapFlag, ExtensionType
@@ -35,9 +42,6 @@ from imgtool.units import align_up, div_round_up
 
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
-
-#: What all bitmaps of an image together may take in memory while they follow writes.
-MAX_MEMORY = 64 << 20
 
 
 @dataclass(eq=False)
@@ -101,8 +105,15 @@ class BitmapStore:
     def _load(self, one: Tracked) -> DirtyBits:
         if one.bits is None:
             device = self._device
+            self._take_memory(one.entry.name, one.entry.granularity)
             one.bits = load_bits(device.storage, device.header, one.entry, device.size)
         return one.bits
+
+    def _take_memory(self, name: str, granularity: int) -> None:
+        """Raise :class:`OverBudget` where the bitmaps in memory leave no room for another."""
+        device = self._device
+        held = sum(len(other.bits.data) for other in self._bitmaps if other.bits is not None)
+        check_memory(device.storage, name, device.size, granularity, held)
 
     # What people ask for
 
@@ -145,6 +156,7 @@ class BitmapStore:
             table_size=0,
             extra_data=b"",
         )
+        self._take_memory(name, granularity)
         self._bitmaps.append(Tracked(entry, DirtyBits(device.size, granularity)))
         self._mark_changed()
 

@@ -17,7 +17,11 @@ MIN_GRANULARITY_BITS = 9
 MAX_GRANULARITY_BITS = 31
 #: QEMU's limit of what one bitmap may take in memory, and of its table.
 MAX_BITMAP_BYTES = 512 << 20
+#: What all bitmaps of an image together may take in memory at one time; bytes.
+MAX_MEMORY = 64 << 20
 DIRTY_TRACKING = 1
+#: What an entry of the directory takes in memory besides its extra data and its name; bytes.
+_ENTRY_BYTES = 512
 
 _KNOWN_FLAGS = int(BitmapFlag.IN_USE | BitmapFlag.AUTO | BitmapFlag.EXTRA_DATA_COMPATIBLE)
 
@@ -44,10 +48,17 @@ def read_bitmaps(storage: Storage, header: Header) -> list[Bitmap]:
         raise error.in_file(storage.name) from error.__cause__
 
 
+def memory_of(bitmaps: list[Bitmap]) -> int:
+    """About how many bytes of memory a list of bitmaps takes, without their contents."""
+    return sum(_ENTRY_BYTES + len(one.extra_data) + len(one.name) for one in bitmaps)
+
+
 def _read_directory(storage: Storage, header: Header) -> list[Bitmap]:
     extension = header.bitmaps
     if extension is None:
         return []
+    memory = 2 * extension.directory_size + extension.count * _ENTRY_BYTES
+    storage.account.check(memory, "The bitmap directory")
     directory = storage.read_exact(
         extension.directory_offset, extension.directory_size, "The bitmap directory"
     )

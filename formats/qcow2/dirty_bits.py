@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imgtool.errors import BadOption, CorruptImage, ImageError
-from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
+from imgtool.errors import BadOption, CorruptImage, ImageError, OverBudget
+from imgtool.formats.qcow2.bitmaps import MAX_MEMORY, Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.schema import BITMAP_OFFSET_MASK, BitmapFlag
 from imgtool.formats.qcow2.tables import read_table
@@ -87,11 +87,32 @@ class DirtyBits:
         return DirtyBits(size, self.granularity, self.data)
 
 
+def check_memory(storage: Storage, name: str, size: int, granularity: int, held: int = 0) -> None:
+    """Raise :class:`OverBudget` if a bitmap of a disk of ``size`` bytes takes too much memory.
+
+    ``held`` is how many bytes other bitmaps of the image have taken.
+    """
+    needed = div_round_up(size, granularity * 8)
+    what = f"The bitmap '{name}'"
+    if held + needed > MAX_MEMORY:
+        raise OverBudget(
+            what,
+            needed,
+            MAX_MEMORY - held,
+            f"{what} needs {needed} bytes of memory, and the bitmaps of an image get {MAX_MEMORY} "
+            "in all",
+            filename=storage.name,
+        )
+    storage.account.check(held + needed, what)
+
+
 def load_bits(storage: Storage, header: Header, bitmap: Bitmap, size: int) -> DirtyBits:
     """Read the contents of ``bitmap`` for a disk of ``size`` bytes.
 
-    Raises :class:`CorruptImage` where its table does not fit the disk, or leads out of the file.
+    Raises :class:`CorruptImage` where its table does not fit the disk, or leads out of the file,
+    and :class:`OverBudget` where the contents are too large.
     """
+    check_memory(storage, bitmap.name, size, bitmap.granularity)
     bits = DirtyBits(size, bitmap.granularity)
     cluster_size = header.geometry.cluster_size
     if bitmap.table_size != div_round_up(len(bits.data), cluster_size):

@@ -11,6 +11,7 @@ from imgtool.description import SnapshotInfo
 from imgtool.device import BlockDevice, Limits, StoredBitmap
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent
+from imgtool.formats.qcow2 import bitmaps, snapshots
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.l2 import L2Reader
@@ -109,12 +110,16 @@ class Qcow2Device(MappedDevice):
     @cached_property
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots, in the order of their table."""
-        return read_snapshots(self.storage, self.header)
+        found = read_snapshots(self.storage, self.header)
+        self.storage.account.charge(snapshots.memory_of(found), "The snapshot table")
+        return found
 
     @cached_property
     def bitmaps(self) -> list[Bitmap]:
         """The persistent bitmaps, in the order of their directory."""
-        return read_bitmaps(self.storage, self.header)
+        found = read_bitmaps(self.storage, self.header)
+        self.storage.account.charge(bitmaps.memory_of(found), "The bitmap directory")
+        return found
 
     @property
     def stored_bitmaps(self) -> list[StoredBitmap] | None:
@@ -199,8 +204,8 @@ class Qcow2Device(MappedDevice):
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
-            tables = self._tables
-            table = tables.peek(l1_index) if whole else tables.get(l1_index)
+            # Who asks for the mapping looks at every table once.
+            table = self._tables.find(l1_index, keep=not whole)
             if table is None:
                 yield self._l2.unmapped(offset, end - offset)
                 return

@@ -306,7 +306,7 @@ def _read_header(storage: Storage, for_repair: bool) -> Header:
     extensions, backing_file = _read_extensions(
         storage, header_length, fields.backing_file_offset, fields.backing_file_size, cluster_size
     )
-    _check_features(incompatible, extensions)
+    _check_features(storage, incompatible, extensions)
     if compression not in tuple(Compression):
         raise UnsupportedFeature([f"compression type {compression}"])
     if bool(compression) != bool(incompatible & Incompatible.COMPRESSION_TYPE):
@@ -363,6 +363,7 @@ def _read_extensions(
     if name_offset > cluster_size:
         raise CorruptImage("The backing file name lies outside the first cluster", name_offset)
     end = name_offset or cluster_size
+    storage.account.check(2 * cluster_size, "The header's cluster")
     data = storage.read_at(0, cluster_size)
     backing_file = None
     if name_offset:
@@ -391,13 +392,17 @@ def _read_extensions(
     return tuple(extensions), backing_file
 
 
-def _check_features(incompatible: Incompatible, extensions: tuple[Extension, ...]) -> None:
+def _check_features(
+    storage: Storage, incompatible: Incompatible, extensions: tuple[Extension, ...]
+) -> None:
     unknown = int(incompatible) & ~int(KNOWN_INCOMPATIBLE)
     if not unknown:
         return
     names: dict[int, str] = {}
     for extension in extensions:
         if extension.type == ExtensionType.FEATURE_NAMES:
+            # Each name becomes a string and a place in a dictionary.
+            storage.account.check(4 * len(extension.data), "The feature name table")
             for start in range(0, len(extension.data) - 47, 48):
                 entry = parse(
                     schema.FEATURE_NAME,

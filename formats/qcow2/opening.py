@@ -30,6 +30,8 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
     :class:`ReadOnly` for a writable open of what must not be written.
     """
     header = read_header(storage)
+    kept = sum(len(extension.data) for extension in header.extensions)
+    storage.account.charge(kept, "The header's extensions")
     snapshot = None
     if any(name.startswith("snapshot") for name in options):
         snapshot = find_snapshot(read_snapshots(storage, header), options)
@@ -41,6 +43,7 @@ def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) ->
     if snapshot is not None:
         l1_offset, l1_size = snapshot.l1_table_offset, snapshot.l1_size
     l1 = read_l1(storage, l1_offset, l1_size, header.geometry)
+    storage.account.charge(len(l1) * 8, "The L1 table")
     cipher = _unlock(storage, header, opener, options)
 
     data: Storage | None = storage
@@ -136,6 +139,7 @@ def _writable(
         storage.write_at(0, header.build())
         storage.flush()
     table = read_refcount_table(storage, header)
+    storage.account.charge(len(table) * 8, "The refcount table")
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
     snapshots, bitmaps = read_snapshots(storage, header), read_bitmaps(storage, header)
     allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)

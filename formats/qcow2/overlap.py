@@ -8,7 +8,9 @@ those that QEMU checks.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.bitmaps import Bitmap
@@ -17,13 +19,20 @@ from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.schema import L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
 from imgtool.formats.qcow2.snapshots import Snapshot
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Up to here sorting Python's integers costs less memory and time than numpy.
+_LOOPED_ENTRIES = 1 << 16
+
 
 class MetadataMap:
     """The clusters that held metadata when the image was opened, and those taken for it since."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._bits = geometry.cluster_bits
-        self._known = array("Q")
+        self._starts, self._ends = array("Q"), array("Q")
         self._added: set[int] = set()
 
     @classmethod
@@ -42,10 +51,8 @@ class MetadataMap:
         """
         chosen = cls(header.geometry)
         geometry = header.geometry
-        found = {0}
-        found.update((entry & L1_OFFSET_MASK) >> chosen._bits for entry in l1)
-        found.update((entry & REFCOUNT_OFFSET_MASK) >> chosen._bits for entry in refcount_table)
         ranges = [
+            (0, 1),
             (header.refcount_table_offset, header.refcount_table_clusters * geometry.cluster_size),
             (header.l1_table_offset, header.l1_size * 8),
         ]
@@ -57,19 +64,23 @@ class MetadataMap:
             ranges.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))
         if header.luks_header is not None:
             ranges.append(header.luks_header)
-        for offset, length in ranges:
-            first = offset >> chosen._bits
-            found.update(range(first, first + geometry.clusters(length)))
-        chosen._known = array("Q", sorted(found))
+        clusters = [
+            (offset >> chosen._bits, (offset >> chosen._bits) + geometry.clusters(length))
+            for offset, length in ranges
+            if length
+        ]
+        tables = ((l1, L1_OFFSET_MASK), (refcount_table, REFCOUNT_OFFSET_MASK))
+        join = _join if len(l1) + len(refcount_table) <= _LOOPED_ENTRIES else _join_many
+        chosen._starts, chosen._ends = join(clusters, tables, chosen._bits)
         return chosen
 
     def check(self, offset: int, length: int) -> None:
         """Raise :class:`CorruptImage` if a range of the host file holds metadata."""
         first = offset >> self._bits
         end = ((offset + length - 1) >> self._bits) + 1
-        place = bisect_left(self._known, first)
-        if place < len(self._known) and self._known[place] < end:
-            raise Overlap(self._known[place] << self._bits)
+        place = bisect_right(self._ends, first)
+        if place < len(self._ends) and self._starts[place] < end:
+            raise Overlap(max(first, self._starts[place]) << self._bits)
         if self._added and not self._added.isdisjoint(range(first, end)):
             raise Overlap(offset)
 
@@ -84,10 +95,65 @@ class MetadataMap:
         end = first + clusters
         if self._added:
             self._added.difference_update(range(first, end))
-        low = bisect_left(self._known, first)
-        high = bisect_left(self._known, end, low)
+        low = bisect_right(self._ends, first)
+        high = bisect_left(self._starts, end, low)
         if low < high:
-            del self._known[low:high]
+            before = (self._starts[low], first)
+            after = (end, self._ends[high - 1])
+            kept = [part for part in (before, after) if part[0] < part[1]]
+            self._starts[low:high] = array("Q", [start for start, _ in kept])
+            self._ends[low:high] = array("Q", [stop for _, stop in kept])
+
+
+def _join(
+    ranges: list[tuple[int, int]], tables: Sequence[tuple[array[int], int]], bits: int
+) -> tuple[array[int], array[int]]:
+    """Join ranges of clusters, and the clusters that tables name, where they meet or overlap."""
+    named = {(entry & mask) >> bits for table, mask in tables for entry in table}
+    starts, ends = array("Q"), array("Q")
+    for start, end in sorted([*ranges, *((cluster, cluster + 1) for cluster in named)]):
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return starts, ends
+
+
+def _join_many(
+    ranges: list[tuple[int, int]], tables: Sequence[tuple[array[int], int]], bits: int
+) -> tuple[array[int], array[int]]:
+    """The same for tables of millions of entries, which as Python's integers were gigabytes."""
+    import numpy as np
+
+    # Each array is let go as soon as it can be: they are as large as the tables.
+    count = sum(len(table) for table, _ in tables)
+    starts = np.empty(len(ranges) + count, np.uint64)
+    ends = np.empty(len(ranges) + count, np.uint64)
+    starts[: len(ranges)] = [start for start, _ in ranges]
+    ends[: len(ranges)] = [end for _, end in ranges]
+    place = len(ranges)
+    for table, mask in tables:
+        named = starts[place : place + len(table)]
+        np.bitwise_and(np.frombuffer(table, np.uint64), np.uint64(mask), out=named)
+        named >>= np.uint64(bits)
+        np.add(named, np.uint64(1), out=ends[place : place + len(table)])
+        place += len(table)
+    order = np.argsort(starts, kind="stable")
+    starts = starts[order]
+    ends = ends[order]
+    del order
+    np.maximum.accumulate(ends, out=ends)
+    begins = np.append(True, starts[1:] > ends[:-1])
+    starts = starts[begins]
+    ends = ends[np.append(begins[1:], True)]
+    return _array(starts), _array(ends)
+
+
+def _array(numbers: NDArray[np.uint64]) -> array[int]:
+    made = array("Q")
+    made.frombytes(numbers.data.cast("B"))
+    return made
 
 
 class Overlap(CorruptImage):

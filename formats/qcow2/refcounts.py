@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def read_refcount_table(storage: Storage, header: Header) -> array[int]:
     """The refcount table: host offsets of refcount blocks, 0 for those that do not exist."""
     entries = header.refcount_table_clusters * header.geometry.cluster_size // 8
+    storage.account.check(entries * 8, "The refcount table")
     return read_table(storage, header.refcount_table_offset, entries, "The refcount table")
 
 

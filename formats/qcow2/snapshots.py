@@ -18,6 +18,8 @@ MAX_EXTRA_DATA = 1024
 #: Ids and names in all, 256 bytes for each snapshot. QEMU has no such limit and writes no names as
 #: long as that; as text they can take four times their bytes.
 MAX_NAME_BYTES = 65536 * 256
+#: What an entry takes in memory besides its extra data and its names; bytes.
+_ENTRY_BYTES = 1024
 
 _HEAD = schema.SNAPSHOT_HEAD.sizeof()
 
@@ -73,7 +75,7 @@ def entries(
     They must be there to their ends unless ``whole`` is false.
     """
     start = offset = header.snapshots_offset
-    names = 0
+    names = memory = 0
     for number in range(header.snapshot_count):
         what = f"Entry {number} of the snapshot table"
         data = storage.read_exact(offset, _HEAD, what)
@@ -84,6 +86,8 @@ def entries(
         if names > MAX_NAME_BYTES:
             raise CorruptImage("The snapshot table has too long names", start)
         length = head.extra_data_size + head.id_str_size + head.name_size
+        memory += _ENTRY_BYTES + length
+        storage.account.check(memory, "The snapshot table")
         if whole:
             tail = bytes(storage.read_exact(offset + _HEAD, length, what))
         else:
@@ -112,6 +116,14 @@ def entries(
         offset = align_up(offset + _HEAD + length, 8)
         if offset - start > MAX_TABLE_BYTES:
             raise CorruptImage("The snapshot table is too large", start)
+
+
+def memory_of(snapshots: list[Snapshot]) -> int:
+    """About how many bytes of memory a list of snapshots takes."""
+    return sum(
+        _ENTRY_BYTES + len(one.extra_data) + len(one.raw_id) + len(one.raw_name)
+        for one in snapshots
+    )
 
 
 def find_snapshot(snapshots: list[Snapshot], options: Mapping[str, Any]) -> Snapshot | None:

@@ -24,25 +24,43 @@ def read_table(storage: Storage, offset: int, entries: int, what: str) -> array[
 
 
 def read_l1(storage: Storage, offset: int, entries: int, geometry: Geometry) -> array[int]:
-    """Read an L1 table, that of the active disk or of a snapshot, having checked its place."""
+    """Read an L1 table, that of the active disk or of a snapshot, having checked its place.
+
+    Raises :class:`CorruptImage`, and :class:`~imgtool.errors.OverBudget` where the table leaves no
+    memory for the rest.
+    """
     if entries * 8 > MAX_L1_BYTES:
         raise CorruptImage("The L1 table is too large", offset)
     if offset % geometry.cluster_size:
         raise CorruptImage("The L1 table is not aligned to a cluster", offset)
+    storage.account.check(entries * 8, "The L1 table")
     return read_table(storage, offset, entries, "The L1 table")
 
 
 class L2Tables:
-    """The L2 tables of one disk, by L1 index. Safe from any number of threads."""
+    """The L2 tables of one disk, by L1 index. Safe from any number of threads.
+
+    Memory for them is taken from the image's budget at once, here: no more than the disk can have,
+    and no more than a quarter of what is left, so that the other images of a chain have some.
+    """
 
     def __init__(self, storage: Storage, geometry: Geometry, l1: array[int]) -> None:
         self.l1 = l1
         self._storage = storage
         self._geometry = geometry
-        self._capacity = max(2, L2_CACHE_BYTES // geometry.cluster_size)
+        self._capacity = 0
         self._tables: dict[int, array[int]] = {}
         self._pinned: dict[int, array[int]] = {}
         self._lock = threading.Lock()
+        self._take_room()
+
+    def _take_room(self) -> None:
+        size, account = self._geometry.cluster_size, self._storage.account
+        most = min(L2_CACHE_BYTES, len(self.l1) * size, account.room() // 4)
+        wanted = max(2, most // size)
+        if wanted > self._capacity:
+            account.charge((wanted - self._capacity) * size, "The cache of L2 tables")
+            self._capacity = wanted
 
     def get(self, l1_index: int) -> array[int] | None:
         """The L2 table for an L1 entry, or None where there is none."""
@@ -58,10 +76,23 @@ class L2Tables:
                     self._keep(l1_index, table)
             return table
 
-    def peek(self, l1_index: int) -> array[int] | None:
-        """The same for those who look at every table once: what is read is not kept."""
+    def find(self, l1_index: int, *, keep: bool = True) -> array[int] | None:
+        """The same for readers, who need no table that was never written and maps nothing.
+
+        A file of enormous length may name millions of those. What is read is kept for the next
+        reader, or not.
+        """
         table = self._pinned.get(l1_index) or self._tables.get(l1_index)
-        return self._load(l1_index) if table is None else table
+        if table is None and not self._in_hole(l1_index):
+            table = self.get(l1_index) if keep else self._load(l1_index)
+        return table
+
+    def _in_hole(self, l1_index: int) -> bool:
+        offset, size = self.l1[l1_index] & L1_OFFSET_MASK, self._geometry.cluster_size
+        if offset % size or offset + size > self._storage.size():
+            return False  # which is an error
+        part = next(self._storage.ranges(offset, size))
+        return part.length == size and not part.is_data
 
     def next_mapped(self, l1_index: int, end: int) -> int:
         """The first L1 index from ``l1_index`` on, below ``end``, that has a table; else ``end``.
@@ -96,6 +127,7 @@ class L2Tables:
             assert not self._pinned
             self.l1 = l1
             self._tables.clear()
+            self._take_room()
 
     def unpin(self, l1_indexes: Iterable[int]) -> None:
         """Let tables that have been written be forgotten again."""

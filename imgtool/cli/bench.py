@@ -7,9 +7,11 @@ import os
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     format_option,
@@ -112,6 +114,7 @@ def _aio(_ctx: click.Context, _option: click.Parameter, value: str) -> str:
 @force_share_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
     format: str | None,
@@ -131,6 +134,7 @@ def command(
     force_share: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Time requests to the image FILENAME, one behind the other.
@@ -156,7 +160,14 @@ def command(
         flush_interval=flush_interval,
         drain=not no_drain,
     )
-    opener = Opener(policy=policy, writable=write, share=force_share, cache=cache, secrets=secrets)
+    opener = Opener(
+        policy=policy,
+        writable=write,
+        share=force_share,
+        cache=cache,
+        secrets=secrets,
+        budget=budget,
+    )
     image = reference(filenames[0], format=format, image_opts=image_opts, writable=write)
     with opener.reference(image) as device:
         click.echo(

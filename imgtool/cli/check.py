@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     format_option,
@@ -47,6 +49,7 @@ _CANNOT_CHECK, _CORRUPT, _LEAKING, _NO_CHECKS = 1, 2, 3, 63
     "--dry-run", is_flag=True, help="With -r: say what would be repaired, and stop there."
 )
 @object_option()
+@budget_options
 @click.argument("filename", required=False)
 def command(
     quiet: bool,
@@ -58,6 +61,7 @@ def command(
     repair: str | None,
     dry_run: bool,
     secrets: Secrets,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """Check the metadata of the image FILENAME, and repair it with -r. No other file is read.
@@ -81,7 +85,7 @@ def command(
     try:
         found = check(
             chosen,
-            opener=Opener(share=force_share, cache=cache, secrets=secrets),
+            opener=Opener(share=force_share, cache=cache, secrets=secrets, budget=budget),
             report=lambda text: click.echo(printable(text), err=True),
             repair=repair,
             dry_run=dry_run,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import OpenPolicy, Trust
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
@@ -208,3 +209,28 @@ def trust_options(function: F) -> F:
     for option in decorate:
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]
+
+
+def budget_options(function: F) -> F:
+    """``--max-virtual-size`` and ``--max-memory``, as ``budget``: a :class:`Budget`."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any, max_virtual_size: int | None, max_memory: int | None, **kwargs: Any
+    ) -> Any:
+        budget = Budget(max_virtual_size=max_virtual_size, max_memory=max_memory)
+        return function(*args, budget=budget, **kwargs)
+
+    return click.option(
+        "--max-virtual-size",
+        metavar="SIZE",
+        callback=byte_count,
+        help="Refuse disks that are larger.",
+    )(
+        click.option(
+            "--max-memory",
+            metavar="SIZE",
+            callback=byte_count,
+            help="Most memory that may be taken because an image says so. [default: 192M]",
+        )(wrapped)
+    )  # type: ignore[return-value]

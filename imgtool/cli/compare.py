@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     format_option,
@@ -39,6 +41,7 @@ _DIFFERENT, _CANNOT_OPEN, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
 @force_share_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME1 FILENAME2")
 def command(
     quiet: bool,
@@ -51,6 +54,7 @@ def command(
     force_share: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Check if two images have the same contents, whatever their formats.
@@ -75,7 +79,9 @@ def command(
                 first,
                 second,
                 strict=strict,
-                opener=Opener(policy=policy, share=force_share, cache=cache, secrets=secrets),
+                opener=Opener(
+                    policy=policy, share=force_share, cache=cache, secrets=secrets, budget=budget
+                ),
                 progress=report,
             )
     except UnknownAllocation as error:

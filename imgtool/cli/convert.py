@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy, Reference
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     image_opts_option,
@@ -129,6 +131,7 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
 @click.option("--no-space-check", is_flag=True, help="Begin even if the disk seems too small.")
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="SOURCE... TARGET")
 def command(
     quiet: bool,
@@ -159,6 +162,7 @@ def command(
     no_space_check: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Copy SOURCE, or several one behind the other, to TARGET in another format."""
@@ -207,7 +211,11 @@ def command(
                 skip_broken_bitmaps=skip_broken_bitmaps,
                 check_space=not no_space_check,
                 opener=Opener(
-                    secrets=secrets, policy=policy, share=force_share, cache=source_cache
+                    secrets=secrets,
+                    policy=policy,
+                    budget=budget,
+                    share=force_share,
+                    cache=source_cache,
                 ),
                 target_cache=target_cache,
                 progress=report,

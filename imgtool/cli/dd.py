@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy, Reference
 from imgtool.cli.common import (
     Command,
+    budget_options,
     force_share_option,
     format_option,
     image_opts_option,
@@ -41,6 +43,7 @@ _NUMBERS: dict[str, Callable[[str], int]] = {
 @force_share_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("operands", nargs=-1, metavar="if=INPUT of=OUTPUT [OPERAND...]")
 def command(
     format: str | None,
@@ -49,6 +52,7 @@ def command(
     force_share: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     operands: tuple[str, ...],
 ) -> int:
     """Copy blocks of the image INPUT into a new image, OUTPUT.
@@ -77,7 +81,7 @@ def command(
             Reference(file_path(names["of"])),
             format=output_format,
             block_size=numbers.pop("bs", 512),
-            opener=Opener(policy=policy, share=force_share, secrets=secrets),
+            opener=Opener(policy=policy, share=force_share, secrets=secrets, budget=budget),
             warn=lambda text: say("imgtool", f"{names['if']}: {text}"),
             **numbers,
         )

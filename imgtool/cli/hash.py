@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     format_option,
@@ -51,6 +53,7 @@ from imgtool.secrets import Secrets
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME...")
 def command(
     progress: str | None,
@@ -65,6 +68,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Print a digest of what each disk FILENAME holds, the same in every format.
@@ -78,7 +82,7 @@ def command(
 
     if not filenames:
         raise click.UsageError("Expecting at least one image file name")
-    opener = Opener(policy=policy, share=force_share, cache=cache, secrets=secrets)
+    opener = Opener(policy=policy, share=force_share, cache=cache, secrets=secrets, budget=budget)
     chosen = {} if snapshot is None else snapshot_options(snapshot)
     status = 0
     documents: list[dict[str, Any]] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     force_share_option,
     format_option,
     image_opts_option,
@@ -28,6 +30,7 @@ from imgtool.secrets import Secrets
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME...")
 def command(
     format: str | None,
@@ -37,6 +40,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Show what the image FILENAME is: its format, its sizes, its snapshots.
@@ -48,7 +52,7 @@ def command(
 
     if not filenames:
         raise click.UsageError("Expecting one image file name")
-    opener = Opener(policy=policy, share=force_share, secrets=secrets)
+    opener = Opener(policy=policy, share=force_share, secrets=secrets, budget=budget)
     status = 0
     found = []
     for filename in filenames:

@@ -144,6 +144,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except ERRORS as error:
         return complain(error)
+    except MemoryError:
+        say("imgtool", "Out of memory")
+        return 1
     except (_Interrupted, KeyboardInterrupt, click.Abort):
         return _interrupted()
     return result if isinstance(result, int) else 0

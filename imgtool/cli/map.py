@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     byte_count,
     force_share_option,
     format_option,
@@ -42,6 +44,7 @@ _NOTHING = (
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename", required=False)
 def command(
     format: str | None,
@@ -52,6 +55,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """Show which parts of the image FILENAME and its backing files hold data, and where.
@@ -67,7 +71,7 @@ def command(
         reference(filename, format=format, image_opts=image_opts),
         start_offset=start,
         max_length=max_length,
-        opener=Opener(policy=policy, share=force_share, secrets=secrets),
+        opener=Opener(policy=policy, share=force_share, secrets=secrets, budget=budget),
     ) as extents:
         if output == "json":
             _print_json(extents, start)

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     byte_count,
     force_share_option,
     format_option,
@@ -55,6 +57,7 @@ from imgtool.secrets import Secrets
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename", required=False)
 def command(
     image_size: int | None,
@@ -67,6 +70,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """Calculate how large a new image's file will be, to hold what FILENAME holds.
@@ -94,7 +98,7 @@ def command(
         size=image_size,
         format=target_format,
         options=creation_options(options),
-        opener=Opener(policy=policy, share=force_share, secrets=secrets),
+        opener=Opener(policy=policy, share=force_share, secrets=secrets, budget=budget),
     )
     if output == "json":
         click.echo(to_json(found.to_dict()))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener
 from imgtool.cli.common import (
     Command,
+    budget_options,
     force_share_option,
     format_option,
     image_opts_option,
@@ -38,6 +40,7 @@ from imgtool.secrets import Secrets
 )
 @click.option("-d", "--delete", metavar="NAME", help="Delete a snapshot.")
 @object_option()
+@budget_options
 @click.argument("filename", required=False)
 def command(
     format: str | None,
@@ -49,6 +52,7 @@ def command(
     apply: str | None,
     delete: str | None,
     secrets: Secrets,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """List, take, apply or delete the internal snapshots of the image FILENAME.
@@ -65,7 +69,7 @@ def command(
     image = reference(filename, format=format, image_opts=image_opts, writable=bool(chosen))
     if chosen and force_share:
         raise BadOption("force-share=on can only be used with read-only images", filename=filename)
-    opener = Opener(share=force_share, secrets=secrets)
+    opener = Opener(share=force_share, secrets=secrets, budget=budget)
     if create is not None:
         snapshot.create_snapshot(image, create, opener=opener)
     elif apply is not None:

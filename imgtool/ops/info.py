@@ -109,7 +109,7 @@ def info(
 
     Raises :class:`ImageError` or ``OSError`` if it, or one below, can't be opened or is damaged.
     """
-    images = _chain(reference, opener or Opener())
+    images = _chain(reference, replace(opener or Opener(), names_followed=backing_chain))
     if not backing_chain:
         images = iter((next(images),))
     first, *below = images

@@ -12,11 +12,14 @@ from collections.abc import Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from imgtool.budget import UNLIMITED, Account
 from imgtool.errors import CorruptImage
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
     from typing_extensions import Self
+
+    from imgtool.storage.directory import Directory
 
 
 class HostRange(NamedTuple):
@@ -38,6 +41,10 @@ class Storage(abc.ABC):
     read_only: bool
     #: What offsets, lengths and buffers should be multiples of for I/O without copies; bytes.
     alignment: int = 1
+    #: Where whoever keeps structures of this file in memory charges them; :meth:`close` closes it.
+    account: Account = UNLIMITED
+    #: The directory that names stored in this file are relative to, where it is held open.
+    names_from: Directory | None = None
 
     @property
     def identity(self) -> Hashable | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from imgtool.storage.direct import DirectFile
+    from imgtool.storage.directory import Place
 
 
 class _Cache(NamedTuple):
@@ -101,27 +102,32 @@ class FileStorage(Storage):
         share: bool = False,
         lock: bool = True,
         cache: str = "writeback",
-        dir_fd: int | None = None,
+        place: Place | None = None,
     ) -> Self:
         """Open an existing regular file or block device.
 
         ``share`` lets other processes write to it meanwhile (-U); ``lock=False`` neither takes
         nor respects locks. ``cache`` is one of QEMU's modes: none, writeback, writethrough,
         directsync, unsafe; where the host has no O_DIRECT, none and directsync go without.
-        ``path`` is relative to the directory ``dir_fd`` if that is given.
+        ``place`` is where the file was found to be, if it has been looked for; ``path`` is then
+        but what it is called. Whatever happens, its directories are taken care of.
 
         Raises ``OSError`` if the file can't be opened, :class:`InUse` if its locks conflict, and
         :class:`ImageError` if it is a directory, a FIFO, a socket or a character device.
         """
         name = os.fspath(path)
-        _cache(cache)
-        _check_kind(os.stat(path, dir_fd=dir_fd), name)
-        file = _open(path, os.O_RDWR if writable else os.O_RDONLY, dir_fd)
-        with _closing_on_error(file):
-            _check_kind(os.fstat(file.fileno()), name)
-            if lock:
-                _claim(file, name, writable, share)
-            return cls(file, name, writable=writable, cache=cache)
+        with contextlib.closing(place) if place is not None else contextlib.nullcontext():
+            _cache(cache)
+            if place is None or place.by_user:
+                _check_kind(os.stat(path), name)
+            file = _open(path, os.O_RDWR if writable else os.O_RDONLY, place)
+            with _closing_on_error(file):
+                _check_kind(os.fstat(file.fileno()), name)
+                if lock:
+                    _claim(file, name, writable, share)
+                storage = cls(file, name, writable=writable, cache=cache)
+                storage.names_from = None if place is None else place.take_directory()
+                return storage
 
     @classmethod
     def create(
@@ -327,6 +333,9 @@ class FileStorage(Storage):
                     self._direct.close()
             finally:
                 self._file.close()
+                self.account.close()
+                if self.names_from is not None:
+                    self.names_from.close()
 
     def __del__(self) -> None:
         # Only where __init__ got as far as owning the file.
@@ -438,11 +447,18 @@ def _check_kind(status: os.stat_result, name: str) -> None:
         )
 
 
-def _open(path: str | os.PathLike[str], flags: int, dir_fd: int | None = None) -> Descriptor:
+def _open(path: str | os.PathLike[str], flags: int, place: Place | None = None) -> Descriptor:
     """Open a file so that not even a FIFO, put in its place just now, makes us wait."""
     for flag in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"):
         flags |= getattr(os, flag, 0)
-    file = Descriptor(os.open(path, flags, 0o644, dir_fd=dir_fd))
+    if place is None:
+        file = Descriptor(os.open(path, flags, 0o644))
+    else:
+        try:
+            file = Descriptor(place.open(flags))
+        except OSError as error:
+            error.filename = os.fspath(path)
+            raise
     if hasattr(os, "O_NONBLOCK"):
         os.set_blocking(file.fileno(), True)
     return file

@@ -135,6 +135,7 @@ class FileObjectStorage(Storage):
                 raise
 
     def close(self) -> None:
+        self.account.close()
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -117,6 +117,7 @@ class MemoryStorage(Storage):
 
     def close(self) -> None:
         self._closed = True
+        self.account.close()
 
     def _grow(self, size: int) -> None:
         missing = size - len(self._data)

@@ -109,6 +109,15 @@ def test_interruption(imgtool: Imgtool, monkeypatch: pytest.MonkeyPatch) -> None
     assert (done.status, done.stderr) == (130, "imgtool: Interrupted\n")
 
 
+def test_no_memory_left_is_one_line(imgtool: Imgtool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*arguments: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(main.group, "main", exhaust)
+    done = imgtool("info", "x")
+    assert (done.status, done.stderr) == (1, "imgtool: Out of memory\n")
+
+
 def test_a_command_may_choose_its_status(imgtool: Imgtool, monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def three() -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from imgtool.errors import BadOption, ImageError, ReadOnly
 from imgtool.storage.base import HostRange
+from imgtool.storage.directory import named_by_user
 from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
 from tests.storage.hosts import without
@@ -111,14 +112,19 @@ class TestOpening:
             assert storage.directory == str(tmp_path)
 
     @posix
-    def test_a_path_relative_to_a_directory(self, tmp_path: Path) -> None:
-        (tmp_path / "image").write_bytes(b"abc")
-        directory = os.open(tmp_path, os.O_RDONLY)
-        try:
-            with FileStorage.open("image", dir_fd=directory) as storage:
-                assert storage.read_at(0, 3) == b"abc"
-        finally:
-            os.close(directory)
+    def test_a_place_whose_directory_is_held_open(self, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        path = tmp_path / "folder" / "image"
+        path.write_bytes(b"abc")
+        place = named_by_user(str(path))
+        with FileStorage.open(path, place=place) as storage:
+            assert storage.read_at(0, 3) == b"abc"
+            assert storage.names_from is not None
+            (tmp_path / "folder").rename(tmp_path / "moved")
+            assert os.listdir(f"/proc/self/fd/{storage.names_from.number}") == ["image"]
+        with pytest.raises(FileNotFoundError) as caught:
+            FileStorage.open(path, place=named_by_user(str(path)))
+        assert caught.value.filename == str(path)
 
     @posix
     def test_does_not_outlive_exec(self, tmp_path: Path) -> None:

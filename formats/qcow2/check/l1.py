@@ -127,7 +127,8 @@ class L1Check:
 
     def _weigh(self, pieces: list[L1Piece]) -> None:
         """Sum up how often each L2 table is referred to, before any is walked."""
-        everybody, active = SparseTally(), SparseTally()
+        everybody = SparseTally(charge=self._state.charge)
+        active = SparseTally(charge=self._state.charge)
         for piece in pieces:
             for words in self._entries(piece):
                 found, counts = np.unique(words & _OFFSET, return_counts=True)

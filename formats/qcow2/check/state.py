@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imgtool.findings import Findings
-from imgtool.formats.qcow2.check.tally import Tally
+from imgtool.formats.qcow2.check.tally import Charge, Tally
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.header import Header
 from imgtool.storage.base import Storage
@@ -35,13 +35,18 @@ _PAST_END = (
 
 @dataclass
 class State:
-    """One check under way. ``file_size`` is the host file's length in bytes, whole sectors."""
+    """One check under way. ``file_size`` is the host file's length in bytes, whole sectors.
+
+    ``charge`` is told of memory before it is taken, in bytes, and raises
+    :class:`~imgtool.errors.OverBudget`.
+    """
 
     storage: Storage
     header: Header
     tally: Tally
     findings: Findings
     file_size: int
+    charge: Charge
 
     @property
     def geometry(self) -> Geometry:

@@ -24,8 +24,14 @@ def new_state(storage: Storage, header: Header, findings: Findings) -> State:
     # A guest sees whole sectors.
     findings.result.total_clusters = geometry.clusters(align_down(header.size, _SECTOR))
     # A structure may end less than a cluster past the end of the file.
-    tally = new_tally(geometry.clusters(file_size) + 1, storage.allocated())
-    return State(storage, header, tally, findings, file_size)
+    clusters = geometry.clusters(file_size) + 1
+    stored = storage.allocated()
+
+    def charge(amount: int) -> None:
+        storage.account.charge(amount, "Counting references", stored=stored)
+
+    tally = new_tally(clusters, stored, room=storage.account.room(stored), charge=charge)
+    return State(storage, header, tally, findings, file_size, charge)
 
 
 def count_references(state: State, snapshots: list[Snapshot], bitmaps: list[Bitmap]) -> L1Check:

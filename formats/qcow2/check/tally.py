@@ -8,7 +8,7 @@ memory by its length, so there the references themselves are kept, sorted.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,22 +18,34 @@ if TYPE_CHECKING:
 
     Counts = NDArray[np.unsignedinteger[Any]]
 
+Charge = Callable[[int], None]
+
 #: What is noted of a cluster that an entry with or without the COPIED flag names.
 COPIED_MARK, UNCOPIED_MARK = 1, 2
 
 _BYTES_PER_CLUSTER = 3
+#: Of a reference that is kept, while it is sorted in.
+_BYTES_PER_REFERENCE = 48
 _MOST_IN_16_BITS = 0xFFFF
 #: Up to here an array is taken whatever the file stores.
-_ALWAYS_DENSE_BYTES = 192 << 20
+_ALWAYS_DENSE_BYTES = 96 << 20
 #: References that are collected before they are sorted in.
 _PENDING = 1 << 20
 
 
-class Tally(abc.ABC):
-    """Counts the references to host clusters ``0`` to ``clusters - 1``."""
+def _free(amount: int) -> None:
+    """Charge nothing."""
 
-    def __init__(self, clusters: int) -> None:
+
+class Tally(abc.ABC):
+    """Counts the references to host clusters ``0`` to ``clusters - 1``.
+
+    ``charge`` is told of memory before it is taken, in bytes.
+    """
+
+    def __init__(self, clusters: int, charge: Charge = _free) -> None:
         self.clusters = clusters
+        self._charge = charge
 
     @abc.abstractmethod
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
@@ -75,8 +87,9 @@ class Tally(abc.ABC):
 class DenseTally(Tally):
     """One counter for each cluster; memory that is never touched costs nothing."""
 
-    def __init__(self, clusters: int) -> None:
-        super().__init__(clusters)
+    def __init__(self, clusters: int, charge: Charge = _free) -> None:
+        super().__init__(clusters, charge)
+        charge(clusters * _BYTES_PER_CLUSTER)
         self._counts: NDArray[Any] = np.zeros(clusters, np.uint16)
         self._marks = np.zeros(clusters, np.uint8)
         #: No count can be higher.
@@ -100,6 +113,7 @@ class DenseTally(Tally):
         """Take wider counters if ``more`` do not fit the present ones; say whether that was so."""
         if counts.dtype != np.uint16 or int(counts.max()) + more <= _MOST_IN_16_BITS:
             return False
+        self._charge(len(self._counts) * np.dtype(np.uint64).itemsize)
         self._counts = self._counts.astype(np.uint64)
         return True
 
@@ -135,12 +149,13 @@ class DenseTally(Tally):
 class SparseTally(Tally):
     """The clusters that are referred to, sorted, and their counts."""
 
-    def __init__(self, clusters: int = 1 << 62) -> None:
-        super().__init__(clusters)
+    def __init__(self, clusters: int = 1 << 62, charge: Charge = _free) -> None:
+        super().__init__(clusters, charge)
         self._found = np.empty(0, np.int64)
         self._counts = np.empty(0, np.uint64)
         self._pending: list[tuple[NDArray[np.int64], NDArray[Any] | int]] = []
         self._waiting = 0
+        self._charged = 0
 
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
         self.add(np.arange(first, first + count, dtype=np.int64), weight)
@@ -162,6 +177,10 @@ class SparseTally(Tally):
     def _settle(self) -> None:
         if not self._pending:
             return
+        known = len(self._found) + self._waiting
+        if known > self._charged:
+            self._charge((known - self._charged) * _BYTES_PER_REFERENCE)
+            self._charged = known
         clusters = np.concatenate((self._found, *(part for part, _ in self._pending)))
         weights = np.concatenate(
             (
@@ -209,8 +228,14 @@ class SparseTally(Tally):
         return np.unique(self._found // unit)
 
 
-def new_tally(clusters: int, stored: int) -> Tally:
-    """A tally for a file of ``clusters`` clusters that occupies ``stored`` bytes of the host."""
-    if clusters * _BYTES_PER_CLUSTER <= max(_ALWAYS_DENSE_BYTES, stored):
-        return DenseTally(clusters)
-    return SparseTally(clusters)
+def new_tally(
+    clusters: int, stored: int, *, room: int | None = None, charge: Charge = _free
+) -> Tally:
+    """A tally for a file of ``clusters`` clusters that occupies ``stored`` bytes of the host.
+
+    ``room`` is the memory that may be taken, in bytes; None for as much as it needs.
+    """
+    dense = clusters * _BYTES_PER_CLUSTER
+    if dense <= max(_ALWAYS_DENSE_BYTES, stored) and (room is None or dense <= room):
+        return DenseTally(clusters, charge)
+    return SparseTally(clusters, charge)

@@ -28,6 +28,7 @@ from tests.kit.effort import effort
 from tests.kit.limits import MiB, measure, within_limits
 from tests.kit.qcow2 import COPIED, ImageBuilder, deflate
 from tests.kit.qcow2_gallery import GALLERY
+from tests.kit.qcow2_parts import bitmap_entry, snapshot_entry
 
 #: One of each kind of table and entry, small enough to go through thousands of times.
 _SMALL = ("v2", "512", "4k", "extended", "zstd", "refcount-1", "refcount-64", "unknown")
@@ -302,46 +303,26 @@ def snapshot_table(entries: bytes, count: int, path: Path) -> Path:
     return path
 
 
-def entry(id_size: int = 0, name_size: int = 0, extra: int = 0, data: bytes = b"") -> bytes:
-    head = struct.pack(">QIHHIIQII", 0, 0, id_size, name_size, 0, 0, 0, 0, extra)
-    whole = head + data.ljust(id_size + name_size + extra, b"n")
-    return whole.ljust(-(-len(whole) // 8) * 8, b"\0")
-
-
 def snapshots_of(path: Path) -> list[int]:
     with open_disk(path) as device:
         assert isinstance(device, Qcow2Device)
         return [len(found.name) for found in device.snapshots]
 
 
-def test_65536_snapshots(tmp_path: Path) -> None:
-    path = snapshot_table(entry(4, 4) * 65536, 65536, tmp_path / "disk.qcow2")
-    assert within_limits(lambda: len(snapshots_of(path)), seconds=10) == 65536
-
-
 def test_1024_bytes_of_extra_data(tmp_path: Path) -> None:
-    assert snapshots_of(snapshot_table(entry(1, 3, 1024), 1, tmp_path / "good.qcow2")) == [3]
+    assert snapshots_of(snapshot_table(snapshot_entry(1, 3, 1024), 1, tmp_path / "good.qcow2")) == [
+        3
+    ]
     for extra in (1025, 1 << 31, (1 << 32) - 1):
-        table = patch(entry(1, 3, 1024) * 2, schema.SNAPSHOT_HEAD, extra_data_size=extra)
+        table = patch(snapshot_entry(1, 3, 1024) * 2, schema.SNAPSHOT_HEAD, extra_data_size=extra)
         with pytest.raises(CorruptImage, match="extra data"):
             snapshots_of(snapshot_table(table, 1, tmp_path / "bad.qcow2"))
-
-
-@pytest.mark.slow
-def test_64_mib_of_snapshots(tmp_path: Path) -> None:
-    long = entry(4, 4, 1000)
-    count = 64 * MiB // len(long)
-    path = snapshot_table(long * count, count, tmp_path / "good.qcow2")
-    assert within_limits(lambda: len(snapshots_of(path)), seconds=20) == count
-    more = snapshot_table(long * (count + 1), count + 1, tmp_path / "bad.qcow2")
-    with pytest.raises(CorruptImage, match="too large"):
-        snapshots_of(more)
 
 
 def test_16_mib_of_snapshot_names(tmp_path: Path) -> None:
     """The longest names, with a character in each that makes Python store them widest."""
     name = "\U0001f4be".encode().ljust(65535, b"n")
-    wide = entry(65535, 65535, 976, bytes(976) + name + name)
+    wide = snapshot_entry(65535, 65535, 976, bytes(976) + name + name)
     count = 16 * MiB // 131070
     path = snapshot_table(wide * count, count, tmp_path / "good.qcow2")
     opener = Opener(NONE)
@@ -352,7 +333,7 @@ def test_16_mib_of_snapshot_names(tmp_path: Path) -> None:
 
 
 def test_snapshot_table_that_is_cut_off(tmp_path: Path) -> None:
-    whole = entry(2, 3, 16) * 2
+    whole = snapshot_entry(2, 3, 16) * 2
     for length in range(0, len(whole) - 4, 5):
         path = snapshot_table(whole[:length], 2, tmp_path / "disk.qcow2")
         with pytest.raises(CorruptImage, match="past the end"):
@@ -397,37 +378,33 @@ def bitmaps_of(
         return [bitmap.name for bitmap in device.bitmaps]
 
 
-def bitmap(
-    name: bytes, *, bits: int = 16, kind: int = 1, table: int = 0, entries: int = 0, extra: int = 0
-) -> bytes:
-    head = struct.pack(">QIIBBHI", table, entries, 0, kind, bits, len(name), extra)
-    whole = head + bytes(extra) + name
-    return whole.ljust(-(-len(whole) // 8) * 8, b"\0")
-
-
 def test_bitmap_directory() -> None:
-    directory = bitmap(b"one") + bitmap(b"n" * 1023, bits=9) + bitmap(b"x", bits=31, extra=5)
+    directory = (
+        bitmap_entry(b"one")
+        + bitmap_entry(b"n" * 1023, bits=9)
+        + bitmap_entry(b"x", bits=31, extra=5)
+    )
     assert bitmaps_of(directory, 3) == ["one", "n" * 1023, "x"]
-    assert bitmaps_of(bitmap(b"t", table=1 << 16, entries=8192), 1) == ["t"]
+    assert bitmaps_of(bitmap_entry(b"t", table=1 << 16, entries=8192), 1) == ["t"]
 
 
 @pytest.mark.parametrize(
     ("directory", "count"),
     [
-        (bitmap(b"n" * 1024), 1),
-        (bitmap(b""), 1),
-        (bitmap(b"n", bits=8), 1),
-        (bitmap(b"n", bits=32), 1),
-        (bitmap(b"n", kind=0), 1),
-        (bitmap(b"n", table=512), 1),
-        (bitmap(b"n", table=1 << 16, entries=8193), 1),
-        (bitmap(b"n", table=1 << 16, entries=0xFFFFFFFF), 1),
-        (bitmap(b"n"), 2),
-        (bitmap(b"n") * 2, 1),
-        (bitmap(b"n")[:20], 1),
-        (bitmap(b"name" * 4)[:32], 1),
-        (patch(bitmap(b"n"), schema.BITMAP_HEAD, extra_data_size=0xFFFFFFFF), 1),
-        (patch(bitmap(b"n"), schema.BITMAP_HEAD, name_size=9), 1),
+        (bitmap_entry(b"n" * 1024), 1),
+        (bitmap_entry(b""), 1),
+        (bitmap_entry(b"n", bits=8), 1),
+        (bitmap_entry(b"n", bits=32), 1),
+        (bitmap_entry(b"n", kind=0), 1),
+        (bitmap_entry(b"n", table=512), 1),
+        (bitmap_entry(b"n", table=1 << 16, entries=8193), 1),
+        (bitmap_entry(b"n", table=1 << 16, entries=0xFFFFFFFF), 1),
+        (bitmap_entry(b"n"), 2),
+        (bitmap_entry(b"n") * 2, 1),
+        (bitmap_entry(b"n")[:20], 1),
+        (bitmap_entry(b"name" * 4)[:32], 1),
+        (patch(bitmap_entry(b"n"), schema.BITMAP_HEAD, extra_data_size=0xFFFFFFFF), 1),
+        (patch(bitmap_entry(b"n"), schema.BITMAP_HEAD, name_size=9), 1),
     ],
 )
 def test_bitmap_directories_that_are_wrong(directory: bytes, count: int) -> None:

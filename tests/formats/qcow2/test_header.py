@@ -18,26 +18,18 @@ from imgtool.formats.qcow2.schema import Compression, ExtensionType
 from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
 from tests.kit import qcow2
-from tests.kit.corrupt import fields, patch, put
+from tests.kit.corrupt import fields, put
 from tests.kit.disks import open_disk
 from tests.kit.effort import effort
 from tests.kit.limits import within_limits
 from tests.kit.qcow2 import ImageBuilder
+from tests.kit.qcow2_parts import change
 
 KiB, MiB = 1 << 10, 1 << 20
 
 
 def header_of(image: bytes) -> Header:
     return read_header(MemoryStorage(image, "disk.qcow2"))
-
-
-def change(image: bytes, **values: Any) -> bytes:
-    """Change header fields by the specification's names."""
-    for known, base in ((schema.HEADER_V2, 0), (schema.HEADER_V3, 72)):
-        mine = {name: values.pop(name) for name in fields(known) if name in values}
-        image = patch(image, known, base, **mine)
-    assert not values
-    return image
 
 
 def built(size: int = MiB, **options: Any) -> bytes:

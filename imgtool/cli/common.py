@@ -130,12 +130,7 @@ def quiet_option() -> Callable[[F], F]:
 
 
 def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_size(value) or None
-    except BadOption:
-        raise BadOption(f"Invalid rate limit specified: '{value}'") from None
+    return None if value is None else size(value, "rate limit") or None
 
 
 def rate_option() -> Callable[[F], F]:

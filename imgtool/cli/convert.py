@@ -22,38 +22,24 @@ from imgtool.cli.common import (
 )
 from imgtool.cli.errors import say, while_creating
 from imgtool.cli.names import reference, snapshot_options
+from imgtool.cli.numbers import number, option_of, size
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.errors import BadOption
 from imgtool.secrets import Secrets
-from imgtool.units import parse_size
 
 _MAX_SPARSE_SIZE = 16 << 20
 _MAX_WORKERS = 16
+_worker_count = option_of(number, "number of coroutines", 1, _MAX_WORKERS)
 
 
 def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> int:
-    try:
-        size = parse_size(value)
-    except BadOption:
-        raise BadOption(f"Invalid buffer size for sparse output specified: '{value}'") from None
-    if size % 512 or size > _MAX_SPARSE_SIZE:
+    length = size(value, "buffer size for sparse output")
+    if length % 512 or length > _MAX_SPARSE_SIZE:
         raise BadOption(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up "
             f"to {_MAX_SPARSE_SIZE}. Select 0 to disable sparse detection (fully allocates output)."
         )
-    return size
-
-
-def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    if not value.isdecimal():
-        raise BadOption(f"Invalid number of coroutines specified: '{value}'")
-    if not 1 <= int(value) <= _MAX_WORKERS:
-        raise BadOption(
-            f"Invalid number of coroutines specified. Must be between 1 and {_MAX_WORKERS}."
-        )
-    return int(value)
+    return length
 
 
 @click.command("convert", cls=Command)
@@ -108,7 +94,11 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
 @force_share_option()
 @rate_option()
 @click.option(
-    "-m", "--parallel", metavar="N", callback=_workers, help="How many threads work, 1 to 16."
+    "-m",
+    "--parallel",
+    metavar="N",
+    callback=_worker_count,
+    help="How many threads work, 1 to 16.",
 )
 @click.option("-C", "--copy-range-offloading", "offload", is_flag=True, help="Let the host copy.")
 @click.option("--salvage", is_flag=True, help="Read what can't be read as zeros, and go on.")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.names import check_name
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import (
@@ -110,9 +111,11 @@ class FileStorage(Storage):
         ``path`` is relative to the directory ``dir_fd`` if that is given.
 
         Raises ``OSError`` if the file can't be opened, :class:`InUse` if its locks conflict, and
-        :class:`ImageError` if it is a directory, a FIFO, a socket or a character device.
+        :class:`ImageError` if it is a directory, a FIFO, a socket or a character device, or if no
+        file can have such a name.
         """
         name = os.fspath(path)
+        check_name(name)
         _cache(cache)
         _check_kind(os.stat(path, dir_fd=dir_fd), name)
         file = _open(path, os.O_RDWR if writable else os.O_RDONLY, dir_fd)
@@ -138,6 +141,7 @@ class FileStorage(Storage):
         write, where it has that choice (Btrfs). All else is as in :meth:`open`.
         """
         name = os.fspath(path)
+        check_name(name)
         _cache(cache)
         with contextlib.suppress(FileNotFoundError):
             _check_kind(os.stat(path), name)

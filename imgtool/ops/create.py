@@ -262,7 +262,11 @@ def _make(
     storage = FileStorage.create(
         target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
     )
-    undo.callback(_discard, storage)
+    try:
+        undo.callback(_discard, storage)
+    except BaseException:
+        _discard(storage)
+        raise
     return storage
 
 

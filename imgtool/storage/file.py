@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.errors import BadOption, ImageError, InUse, ReadOnly
 from imgtool.names import check_name
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
@@ -146,7 +146,7 @@ class FileStorage(Storage):
         with contextlib.suppress(FileNotFoundError):
             _check_kind(os.stat(path), name)
         file, created = _create(path)
-        with _closing_on_error(file):
+        with _closing_on_error(file, path if created else None):
             status = os.fstat(file.fileno())
             _check_kind(status, name)
             if lock:
@@ -412,10 +412,16 @@ def _open(path: str | os.PathLike[str], flags: int, dir_fd: int | None = None) -
 
 def _create(path: str | os.PathLike[str]) -> tuple[Descriptor, bool]:
     """Open a file for writing, making it if need be; also return if this made it."""
+    free = not os.path.lexists(path)
     try:
         return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
     except FileExistsError:
         pass
+    except BaseException as error:
+        # Ctrl-C as the call returns: the file is there, and nobody else would remove it.
+        if free and not isinstance(error, OSError):
+            _remove(path)
+        raise
     try:
         return _open(path, os.O_RDWR), False
     except FileNotFoundError:
@@ -431,12 +437,22 @@ def _claim(file: Descriptor, name: str, writable: bool, share: bool) -> None:
 
 
 @contextlib.contextmanager
-def _closing_on_error(file: Descriptor) -> Iterator[None]:
+def _closing_on_error(
+    file: Descriptor, made: str | os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """Close the file if the block raises, and remove it if it was ``made`` for this."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         file.close()
+        if made is not None and not isinstance(error, InUse):
+            _remove(made)
         raise
+
+
+def _remove(path: str | os.PathLike[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _set_nocow(file: Descriptor) -> None:

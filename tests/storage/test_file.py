@@ -30,6 +30,29 @@ class TestOpening:
         assert caught.value.filename is not None
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize("when", ["made", "claimed", "emptied"])
+    @pytest.mark.parametrize("there", [False, True])
+    def test_an_interrupted_create_leaves_what_was_there(
+        self, there: bool, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "image"
+        if there:
+            path.write_bytes(b"old")
+        step = {"made": "open", "claimed": "fstat", "emptied": "ftruncate"}[when]
+        does = getattr(os, step)
+
+        def interrupted(*arguments: object, **options: object) -> None:
+            does(*arguments, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                FileStorage.create(path)
+        assert path.exists() == there
+        if there:
+            assert path.read_bytes() == (b"" if when == "emptied" else b"old")
+
     def test_create_says_if_it_made_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "image"
         with FileStorage.create(path) as storage:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imgtool import registry
 from imgtool.chain import OpenPolicy, Trust
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
@@ -62,12 +63,21 @@ class Command(click.Command):
         return super().parse_args(ctx, options + args[last:])
 
 
+def complete_format(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The names of formats that begin like this, for the shell's completion."""
+    return [known.name for known in registry.formats() if known.name.startswith(incomplete)]
+
+
 def format_option(
     *names: str, name: str = "format", help: str = "Image format."
 ) -> Callable[[F], F]:
     """``-f/--format FMT``, or other ``names``, as the parameter ``name``."""
     return click.option(
-        *(names or ("-f", "--format")), name, metavar="FMT", help=f"{help} [default: probed]"
+        *(names or ("-f", "--format")),
+        name,
+        metavar="FMT",
+        shell_complete=complete_format,
+        help=f"{help} [default: probed]",
     )
 
 

@@ -12,6 +12,7 @@ from imgtool.chain import Opener, OpenPolicy, Reference
 from imgtool.cli.common import (
     Command,
     cache_option,
+    complete_format,
     force_share_option,
     image_opts_option,
     object_option,
@@ -46,7 +47,11 @@ def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> i
 @quiet_option()
 @progress_options
 @click.option(
-    "-f", "--source-format", metavar="FMT", help="Format of the sources. [default: probed]"
+    "-f",
+    "--source-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the sources. [default: probed]",
 )
 @image_opts_option("--image-opts", "--source-image-opts")
 @click.option(
@@ -57,7 +62,13 @@ def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> i
     help="Convert this internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either.",
 )
 @cache_option("-T", "--source-cache", name="source_cache", of="the sources")
-@click.option("-O", "--target-format", metavar="FMT", help="Format of the target. [default: raw]")
+@click.option(
+    "-O",
+    "--target-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the target. [default: raw]",
+)
 @click.option(
     "--target-image-opts", is_flag=True, help="TARGET is an image specification (needs -n)."
 )
@@ -78,7 +89,13 @@ def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> i
 )
 @cache_option("-t", "--target-cache", name="target_cache", default="unsafe", of="the target")
 @click.option("-B", "--backing", metavar="FILENAME", help="Put the target on top of this image.")
-@click.option("-F", "--backing-format", metavar="FMT", help="Format of the backing file.")
+@click.option(
+    "-F",
+    "--backing-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the backing file.",
+)
 @click.option("-n", "--no-create", is_flag=True, help="Write into a target that exists.")
 @click.option(
     "--target-is-zero", is_flag=True, help="The existing target reads as zeros (needs -n)."

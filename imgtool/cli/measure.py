@@ -10,6 +10,7 @@ from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
     byte_count,
+    complete_format,
     force_share_option,
     format_option,
     image_opts_option,
@@ -34,7 +35,12 @@ from imgtool.secrets import Secrets
     help="Measure for an empty disk of this size.",
 )
 @click.option(
-    "-O", "--target-format", default="raw", metavar="FMT", help="Format of the new image."
+    "-O",
+    "--target-format",
+    default="raw",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the new image.",
 )
 @click.option(
     "-o",

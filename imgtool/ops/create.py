@@ -31,6 +31,9 @@ _BACKING_FORMATS = frozenset(
     )
 )
 
+#: The file system's interface has 32 bits for it.
+_MAX_EXTENT_SIZE = (1 << 32) - 1
+
 
 @dataclass(frozen=True)
 class CreatePlan:
@@ -123,6 +126,8 @@ def _plan(
         if wanted is not None:
             raise BadOption("The image size must be specified only once")
         wanted = parse_size(size)
+    if options.get("extent_size_hint", 0) > _MAX_EXTENT_SIZE:
+        raise BadOption("Extent size hint is too large")
     data_file = options.get("data_file")
     if data_file is not None:
         options["data_file"] = file_path(recorded_path(data_file))
@@ -260,7 +265,11 @@ def _make(
     from imgtool.storage.file import FileStorage
 
     storage = FileStorage.create(
-        target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
+        target,
+        cache=cache,
+        lock=lock,
+        nocow=bool(plan.options.get("nocow")),
+        extent_size_hint=plan.options.get("extent_size_hint", 0),
     )
     try:
         undo.callback(_discard, storage)

@@ -10,6 +10,7 @@ import click
 
 from imgtool import registry
 from imgtool.chain import OpenPolicy, Trust
+from imgtool.cli.errors import complain
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
 from imgtool.secrets import Secrets, parse_objects
@@ -121,13 +122,31 @@ def force_share_option() -> Callable[[F], F]:
 
 
 def cache_option(
-    *names: str, name: str = "cache", default: str = "writeback", of: str = "the image"
+    *names: str,
+    name: str = "cache",
+    default: str = "writeback",
+    of: str = "the image",
+    status: int = 1,
 ) -> Callable[[F], F]:
-    """``-T/--cache MODE``, or other ``names``, as the parameter ``name``."""
+    """``-T/--cache MODE``, or other ``names``, as the parameter ``name``.
+
+    ``status`` is what the command exits with if there is no such mode.
+    """
+
+    def known(ctx: click.Context, option: click.Parameter, mode: str) -> str:
+        if mode not in CACHE_MODES:
+            kind = "source cache" if "-T" in option.opts else "cache"
+            complain(BadOption(f"Invalid {kind} option: {mode}"))
+            ctx.exit(status)
+        return mode
+
     return click.option(
         *(names or ("-T", "--cache")),
         name,
-        type=click.Choice(CACHE_MODES),
+        callback=known,
+        shell_complete=lambda _ctx, _option, incomplete: [
+            mode for mode in CACHE_MODES if mode.startswith(incomplete)
+        ],
         default=default,
         metavar="MODE",
         help=f"Cache mode of {of}: {', '.join(CACHE_MODES)}. [default: {default}]",

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
     from imgtool.progress import Progress
-    from imgtool.storage.base import Storage
 
 Image = Source | Reference
 Password = str | bytes | None
@@ -70,7 +69,7 @@ def open(
 
 
 def create(
-    target: str | os.PathLike[str] | Storage,
+    target: Source,
     size: int | str | None = None,
     *,
     format: str | None = None,

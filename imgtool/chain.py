@@ -151,6 +151,8 @@ def plain_name(image: Storage, name: str, role: str) -> str:
     """
     if not name or "\0" in name:
         raise NotPermitted(f"It names a {role} without a valid name", filename=image.name)
+    # Names are stored as bytes; which text the host's paths are for these is up to its locale.
+    name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
     if name.startswith("file:") and not name.startswith("file://"):
         name = name[len("file:") :]
     elif has_protocol(name):

@@ -21,8 +21,10 @@ _PROTOCOLS = frozenset(
 def file_path(name: str) -> str:
     """Return the path that the user's ``name`` stands for: ``file:`` in front of it is dropped.
 
-    Raises :class:`BadOption` for ``json:`` and URLs, which are no paths.
+    Raises :class:`BadOption` for ``json:`` and URLs, which are no paths, and for names that no
+    file can have.
     """
+    check_name(name)
     if name.startswith("file:") and not name.startswith("file://"):
         return name[len("file:") :]
     protocol, colon, rest = name.partition(":")
@@ -35,6 +37,19 @@ def file_path(name: str) -> str:
             f"'{name}' is not the path of a file; one that has such a name is './{name}'"
         )
     return name
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`BadOption` for a name with characters that the host's file names cannot have.
+
+    Such a name comes from JSON or from Python; the host's own functions raise ``ValueError``.
+    """
+    try:
+        valid = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise BadOption(f"{name!a} has a character that the name of a file cannot have")
 
 
 def recorded_path(name: str) -> str:

@@ -33,15 +33,15 @@ def _text(name: str, value: object) -> str:
 
 def _number(name: str, value: object) -> int:
     try:
-        if isinstance(value, (str, int)):
-            return int(value, 0) if isinstance(value, str) else int(value)
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            return int(value, 0) if isinstance(value, str) else value
     except ValueError:
         pass
     raise BadOption(f"Parameter '{name}' expects a number")
 
 
 def _size(name: str, value: object) -> int:
-    if not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise BadOption(f"Parameter '{name}' expects a size")
     try:
         return parse_size(value)

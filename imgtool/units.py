@@ -13,8 +13,10 @@ TiB = 1 << 40
 
 _SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _SIZE = re.compile(
-    r"(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d*)?|\.\d+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
+    r"\+?(?P<number>0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
 )
+#: Python converts no more digits than some thousands, and no size needs them.
+_MAX_DIGITS = 1000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 #: The largest size that a signed 64-bit file offset holds.
@@ -30,12 +32,14 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int):
         value = text
     else:
-        match = _SIZE.fullmatch(text.strip())
+        match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise BadOption(
                 f"Invalid size '{text}': give bytes, or a number with one of the suffixes bkMGTPE"
             )
         number, shift = match["number"], _SUFFIXES[match["suffix"].lower()]
+        if len(number) > _MAX_DIGITS:
+            raise BadOption(f"Invalid size: {len(number)} digits are more than any size has")
         if number[:2] in ("0x", "0X"):
             # A trailing b or e is a hexadecimal digit there, so no suffix can follow.
             if match["suffix"]:

@@ -118,6 +118,42 @@ def test_convert(tmp_path: Path) -> None:
         assert disk.read_at((1 << 20) - 1, 2) == b"bb"
 
 
+def test_targets_need_be_no_paths(tmp_path: Path) -> None:
+    data = b"guest" * 100_000
+    (tmp_path / "a.raw").write_bytes(data)
+    written, memory = io.BytesIO(), MemoryStorage()
+    imgtool.convert(tmp_path / "a.raw", written, format="qcow2", compress=True)
+    imgtool.convert(written, memory, format="qcow2")
+    assert imgtool.check(written).corruptions == 0
+    with imgtool.open(MemoryStorage(memory.getvalue())) as disk:
+        assert (disk.format, disk.read_at(0, len(data))) == ("qcow2", data)
+    with open(tmp_path / "b.raw", "w+b") as file:
+        imgtool.convert(written, file)
+        file.seek(0)
+        assert file.read(len(data)) == data
+        with pytest.raises(imgtool.BadOption, match="empty"):
+            imgtool.create(file, "1M")
+    with open(tmp_path / "b.raw", "rb") as file, pytest.raises(imgtool.ReadOnly):
+        imgtool.convert(written, file)
+    empty = io.BytesIO()
+    imgtool.create(empty, "1M", format="qcow2")
+    assert imgtool.info(empty).virtual_size == 1 << 20
+
+
+def test_what_is_no_image_at_all(tmp_path: Path) -> None:
+    for other in (None, 3, b"a.raw"):
+        with pytest.raises(TypeError, match="an image is a path"):
+            imgtool.open(other)  # type: ignore[arg-type]
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(imgtool.BadOption, match="a file cannot have"):
+            imgtool.open(name)
+        with pytest.raises(imgtool.BadOption, match="a file cannot have"):
+            imgtool.create(str(tmp_path / name), "1M")
+    with pytest.raises(imgtool.BadOption, match=r"Invalid size .1\.5"):
+        imgtool.create(tmp_path / "a", 1.5)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_map(tmp_path: Path) -> None:
     imgtool.create(tmp_path / "a.qcow2", "1M")
     with imgtool.open(tmp_path / "a.qcow2", writable=True) as disk:

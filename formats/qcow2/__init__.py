@@ -66,6 +66,12 @@ FORMAT = Format(
                 "Turn off copy-on-write (valid only on btrfs)",
                 of_file=True,
             ),
+            Option(
+                "extent_size_hint",
+                "size",
+                "Extent size hint for the image file, 0 to disable",
+                of_file=True,
+            ),
         )
     ),
     amend_options=OptionTable(

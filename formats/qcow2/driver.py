@@ -280,7 +280,7 @@ class Qcow2Device(MappedDevice):
 
         # In an encrypted file what a hole holds is not zeros.
         encrypted = self.header.crypt_method is not Crypt.NONE
-        return not encrypted and self.data is self.storage and metadata_only(self)
+        return not encrypted and metadata_only(self)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

@@ -270,6 +270,10 @@ def read_header(storage: Storage, *, for_repair: bool = False) -> Header:
 def _read_header(storage: Storage, for_repair: bool) -> Header:
     if storage.read_at(0, 4) != schema.MAGIC:
         raise WrongFormat("Image is not in qcow2 format")
+    if storage.size() < schema.HEADER_V2_LENGTH:
+        raise CorruptImage(
+            f"qcow2 header too short: the file has {storage.size()} bytes, so it was cut off"
+        )
     fields = parse(
         schema.HEADER_V2, storage.read_exact(0, schema.HEADER_V2_LENGTH, "The header"), "The header"
     )

@@ -16,6 +16,7 @@ def metadata_only(device: Qcow2Device) -> bool:
 
     Then clusters that are mapped as data may be holes, which is worth asking the host about. The
     threshold, a ninth or two clusters over what is stored, is where qemu-img map begins to ask.
+    Of an image with an external data file only the file with the metadata counts, there as here.
     """
     storage, geometry = device.storage, device.header.geometry
     stored = storage.allocated() // geometry.cluster_size

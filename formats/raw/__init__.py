@@ -28,6 +28,12 @@ FORMAT = Format(
                 choices=("off", "falloc", "full"),
                 of_file=True,
             ),
+            Option(
+                "extent_size_hint",
+                "size",
+                "Extent size hint for the image file, 0 to disable",
+                of_file=True,
+            ),
         )
     ),
     open_options=OptionTable(

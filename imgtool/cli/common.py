@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imgtool import registry
 from imgtool.budget import Budget
 from imgtool.chain import OpenPolicy, Trust
+from imgtool.cli.errors import complain
 from imgtool.cli.numbers import size
 from imgtool.errors import BadOption
 from imgtool.secrets import Secrets, parse_objects
@@ -63,12 +65,21 @@ class Command(click.Command):
         return super().parse_args(ctx, options + args[last:])
 
 
+def complete_format(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The names of formats that begin like this, for the shell's completion."""
+    return [known.name for known in registry.formats() if known.name.startswith(incomplete)]
+
+
 def format_option(
     *names: str, name: str = "format", help: str = "Image format."
 ) -> Callable[[F], F]:
     """``-f/--format FMT``, or other ``names``, as the parameter ``name``."""
     return click.option(
-        *(names or ("-f", "--format")), name, metavar="FMT", help=f"{help} [default: probed]"
+        *(names or ("-f", "--format")),
+        name,
+        metavar="FMT",
+        shell_complete=complete_format,
+        help=f"{help} [default: probed]",
     )
 
 
@@ -112,13 +123,31 @@ def force_share_option() -> Callable[[F], F]:
 
 
 def cache_option(
-    *names: str, name: str = "cache", default: str = "writeback", of: str = "the image"
+    *names: str,
+    name: str = "cache",
+    default: str = "writeback",
+    of: str = "the image",
+    status: int = 1,
 ) -> Callable[[F], F]:
-    """``-T/--cache MODE``, or other ``names``, as the parameter ``name``."""
+    """``-T/--cache MODE``, or other ``names``, as the parameter ``name``.
+
+    ``status`` is what the command exits with if there is no such mode.
+    """
+
+    def known(ctx: click.Context, option: click.Parameter, mode: str) -> str:
+        if mode not in CACHE_MODES:
+            kind = "source cache" if "-T" in option.opts else "cache"
+            complain(BadOption(f"Invalid {kind} option: {mode}"))
+            ctx.exit(status)
+        return mode
+
     return click.option(
         *(names or ("-T", "--cache")),
         name,
-        type=click.Choice(CACHE_MODES),
+        callback=known,
+        shell_complete=lambda _ctx, _option, incomplete: [
+            mode for mode in CACHE_MODES if mode.startswith(incomplete)
+        ],
         default=default,
         metavar="MODE",
         help=f"Cache mode of {of}: {', '.join(CACHE_MODES)}. [default: {default}]",
@@ -131,12 +160,7 @@ def quiet_option() -> Callable[[F], F]:
 
 
 def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_size(value) or None
-    except BadOption:
-        raise BadOption(f"Invalid rate limit specified: '{value}'") from None
+    return None if value is None else size(value, "rate limit") or None
 
 
 def rate_option() -> Callable[[F], F]:

@@ -37,7 +37,7 @@ _DIFFERENT, _CANNOT_OPEN, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
 @format_option("-F", "--b-format", name="second_format", help="Format of FILENAME2.")
 @image_opts_option()
 @click.option("-s", "--strict", is_flag=True, help="Compare sizes and allocation as well.")
-@cache_option(of="the images")
+@cache_option(of="the images", status=_CANNOT_OPEN)
 @force_share_option()
 @object_option()
 @trust_options

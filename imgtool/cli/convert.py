@@ -14,6 +14,7 @@ from imgtool.cli.common import (
     Command,
     budget_options,
     cache_option,
+    complete_format,
     force_share_option,
     image_opts_option,
     object_option,
@@ -24,45 +25,35 @@ from imgtool.cli.common import (
 )
 from imgtool.cli.errors import say, while_creating
 from imgtool.cli.names import reference, snapshot_options
+from imgtool.cli.numbers import number, option_of, size
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.errors import BadOption
 from imgtool.secrets import Secrets
-from imgtool.units import parse_size
 
 _MAX_SPARSE_SIZE = 16 << 20
 _MAX_WORKERS = 16
+_worker_count = option_of(number, "number of coroutines", 1, _MAX_WORKERS)
 
 
 def _sparse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> int:
-    try:
-        size = parse_size(value)
-    except BadOption:
-        raise BadOption(f"Invalid buffer size for sparse output specified: '{value}'") from None
-    if size % 512 or size > _MAX_SPARSE_SIZE:
+    length = size(value, "buffer size for sparse output")
+    if length % 512 or length > _MAX_SPARSE_SIZE:
         raise BadOption(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up "
             f"to {_MAX_SPARSE_SIZE}. Select 0 to disable sparse detection (fully allocates output)."
         )
-    return size
-
-
-def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    if not value.isdecimal():
-        raise BadOption(f"Invalid number of coroutines specified: '{value}'")
-    if not 1 <= int(value) <= _MAX_WORKERS:
-        raise BadOption(
-            f"Invalid number of coroutines specified. Must be between 1 and {_MAX_WORKERS}."
-        )
-    return int(value)
+    return length
 
 
 @click.command("convert", cls=Command)
 @quiet_option()
 @progress_options
 @click.option(
-    "-f", "--source-format", metavar="FMT", help="Format of the sources. [default: probed]"
+    "-f",
+    "--source-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the sources. [default: probed]",
 )
 @image_opts_option("--image-opts", "--source-image-opts")
 @click.option(
@@ -73,7 +64,13 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
     help="Convert this internal snapshot: snapshot.id=ID, snapshot.name=NAME, or either.",
 )
 @cache_option("-T", "--source-cache", name="source_cache", of="the sources")
-@click.option("-O", "--target-format", metavar="FMT", help="Format of the target. [default: raw]")
+@click.option(
+    "-O",
+    "--target-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the target. [default: raw]",
+)
 @click.option(
     "--target-image-opts", is_flag=True, help="TARGET is an image specification (needs -n)."
 )
@@ -94,7 +91,13 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
 )
 @cache_option("-t", "--target-cache", name="target_cache", default="unsafe", of="the target")
 @click.option("-B", "--backing", metavar="FILENAME", help="Put the target on top of this image.")
-@click.option("-F", "--backing-format", metavar="FMT", help="Format of the backing file.")
+@click.option(
+    "-F",
+    "--backing-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the backing file.",
+)
 @click.option("-n", "--no-create", is_flag=True, help="Write into a target that exists.")
 @click.option(
     "--target-is-zero", is_flag=True, help="The existing target reads as zeros (needs -n)."
@@ -110,7 +113,11 @@ def _workers(_ctx: click.Context, _option: click.Parameter, value: str | None) -
 @force_share_option()
 @rate_option()
 @click.option(
-    "-m", "--parallel", metavar="N", callback=_workers, help="How many threads work, 1 to 16."
+    "-m",
+    "--parallel",
+    metavar="N",
+    callback=_worker_count,
+    help="How many threads work, 1 to 16.",
 )
 @click.option("-C", "--copy-range-offloading", "offload", is_flag=True, help="Let the host copy.")
 @click.option("--no-offload", is_flag=True, help="Copy even where the host can share blocks.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from imgtool.chain import Opener, OpenPolicy
-from imgtool.cli.common import Command, object_option, quiet_option, trust_options
+from imgtool.cli.common import Command, complete_format, object_option, quiet_option, trust_options
 from imgtool.cli.errors import printable, while_creating
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.secrets import Secrets
@@ -13,7 +13,15 @@ from imgtool.secrets import Secrets
 
 @click.command("create", cls=Command)
 @quiet_option()
-@click.option("-f", "--format", "format", default="raw", metavar="FMT", show_default=True)
+@click.option(
+    "-f",
+    "--format",
+    "format",
+    default="raw",
+    metavar="FMT",
+    shell_complete=complete_format,
+    show_default=True,
+)
 @click.option(
     "-o",
     "--options",
@@ -23,7 +31,13 @@ from imgtool.secrets import Secrets
     help="Options of the format, NAME=VALUE[,...]; '-o help' lists them.",
 )
 @click.option("-b", "--backing", metavar="FILENAME", help="Put the image on top of this one.")
-@click.option("-F", "--backing-format", metavar="FMT", help="Format of the backing file.")
+@click.option(
+    "-F",
+    "--backing-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the backing file.",
+)
 @click.option("-u", "--backing-unsafe", is_flag=True, help="Do not look at the backing file.")
 @object_option()
 @trust_options

@@ -11,6 +11,7 @@ from imgtool.chain import Opener, OpenPolicy, Reference
 from imgtool.cli.common import (
     Command,
     budget_options,
+    complete_format,
     force_share_option,
     format_option,
     image_opts_option,
@@ -38,7 +39,12 @@ _NUMBERS: dict[str, Callable[[str], int]] = {
 @format_option(help="Format of INPUT.")
 @image_opts_option()
 @click.option(
-    "-O", "--output-format", metavar="FMT", default="raw", help="Format of OUTPUT. [default: raw]"
+    "-O",
+    "--output-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    default="raw",
+    help="Format of OUTPUT. [default: raw]",
 )
 @force_share_option()
 @object_option()

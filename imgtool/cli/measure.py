@@ -12,6 +12,7 @@ from imgtool.cli.common import (
     Command,
     budget_options,
     byte_count,
+    complete_format,
     force_share_option,
     format_option,
     image_opts_option,
@@ -36,7 +37,12 @@ from imgtool.secrets import Secrets
     help="Measure for an empty disk of this size.",
 )
 @click.option(
-    "-O", "--target-format", default="raw", metavar="FMT", help="Format of the new image."
+    "-O",
+    "--target-format",
+    default="raw",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the new image.",
 )
 @click.option(
     "-o",

@@ -13,8 +13,10 @@ from imgtool.units import MAX_SIZE, parse_size
 #: The most that qemu-img counts.
 MAX_COUNT = (1 << 31) - 1
 
+#: Python converts no more digits than some thousands; what has more than this is out of range.
+_MAX_DIGITS = 100
 _NUMBER = re.compile(r"\s*(?P<sign>[+-]?)(?P<digits>0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
-_SIZE = re.compile(r"\s*-?\d+[bkmgtpeBKMGTPE]?")
+_SIZE = re.compile(r"\s*-?[0-9]+[bkmgtpeBKMGTPE]?")
 
 
 def parse_number(text: str) -> int | None:
@@ -23,6 +25,8 @@ def parse_number(text: str) -> int | None:
     if match is None:
         return None
     digits = match["digits"]
+    if len(digits) > _MAX_DIGITS:
+        digits = hex(1 << 64)
     octal = digits.startswith("0") and digits[1:].isdecimal()
     value = int(digits, 8 if octal else 0)
     return -value if match["sign"] == "-" else value

@@ -8,6 +8,7 @@ from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
     cache_option,
+    complete_format,
     force_share_option,
     format_option,
     image_opts_option,
@@ -34,7 +35,13 @@ from imgtool.secrets import Secrets
     metavar="BACKING",
     help='The new backing file, relative to the directory of FILENAME; "" for none.',
 )
-@click.option("-F", "--backing-format", metavar="FMT", help="Format of the new backing file.")
+@click.option(
+    "-F",
+    "--backing-format",
+    metavar="FMT",
+    shell_complete=complete_format,
+    help="Format of the new backing file.",
+)
 @click.option(
     "-u",
     "--backing-unsafe",

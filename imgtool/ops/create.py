@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imgtool import registry
-from imgtool.chain import Opener, Reference
+from imgtool.chain import Opener, Reference, Source
 from imgtool.device import BlockDevice
-from imgtool.errors import BadOption, ImageError
+from imgtool.errors import BadOption, ImageError, ReadOnly
 from imgtool.format import Format, NewImage
 from imgtool.names import file_path, recorded_path, same_file
 from imgtool.secrets import Secret, Secrets
@@ -30,6 +30,9 @@ _BACKING_FORMATS = frozenset(
         *("vdi", "vhdx", "vmdk", "vpc"),
     )
 )
+
+#: The file system's interface has 32 bits for it.
+_MAX_EXTENT_SIZE = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class CreatePlan:
 
 
 def plan_create(
-    target: str | os.PathLike[str] | Storage,
+    target: Source,
     size: int | str | None = None,
     *,
     format: str = "raw",
@@ -79,7 +82,7 @@ def plan_create(
 
     No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
     """
-    where: str | Storage = target if isinstance(target, Storage) else file_path(os.fspath(target))
+    where = _place(target)
     given = dict(options or {})
     if backing_file is not None:
         given["backing_file"] = backing_file
@@ -89,6 +92,20 @@ def plan_create(
         return _plan(where, size, format, given, unsafe, opener or Opener())
     except ImageError as error:
         raise error.in_file(where if isinstance(where, str) else where.name) from error.__cause__
+
+
+def _place(target: Source) -> str | Storage:
+    """The path of the file that is to be made, or the storage that is to be filled."""
+    if isinstance(target, Storage):
+        return target
+    if isinstance(target, (str, os.PathLike)):
+        return file_path(os.fspath(target))
+    from imgtool.storage.fileobj import FileObjectStorage
+
+    storage = FileObjectStorage(target)
+    if storage.read_only:
+        raise ReadOnly("The file object is not open for writing", filename=storage.name)
+    return storage
 
 
 def _plan(
@@ -109,6 +126,8 @@ def _plan(
         if wanted is not None:
             raise BadOption("The image size must be specified only once")
         wanted = parse_size(size)
+    if options.get("extent_size_hint", 0) > _MAX_EXTENT_SIZE:
+        raise BadOption("Extent size hint is too large")
     data_file = options.get("data_file")
     if data_file is not None:
         options["data_file"] = file_path(recorded_path(data_file))
@@ -241,14 +260,22 @@ def _make(
 ) -> Storage:
     if isinstance(target, Storage):
         if target.size():
-            raise BadOption("An image is only created in a storage that is empty")
+            raise BadOption("An image is only created in a storage or a file object that is empty")
         return target
     from imgtool.storage.file import FileStorage
 
     storage = FileStorage.create(
-        target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
+        target,
+        cache=cache,
+        lock=lock,
+        nocow=bool(plan.options.get("nocow")),
+        extent_size_hint=plan.options.get("extent_size_hint", 0),
     )
-    undo.callback(_discard, storage)
+    try:
+        undo.callback(_discard, storage)
+    except BaseException:
+        _discard(storage)
+        raise
     return storage
 
 
@@ -271,7 +298,7 @@ def execute(plan: CreatePlan, *, cache: str = "writeback") -> None:
 
 
 def create(
-    target: str | os.PathLike[str] | Storage,
+    target: Source,
     size: int | str | None = None,
     *,
     format: str = "raw",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import BadOption, Closed, ImageError, InUse, ReadOnly
 from imgtool.gate import Gate
+from imgtool.names import check_name
 from imgtool.storage import copying, holes
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import (
@@ -113,9 +114,11 @@ class FileStorage(Storage):
         but what it is called. Whatever happens, its directories are taken care of.
 
         Raises ``OSError`` if the file can't be opened, :class:`InUse` if its locks conflict, and
-        :class:`ImageError` if it is a directory, a FIFO, a socket or a character device.
+        :class:`ImageError` if it is a directory, a FIFO, a socket or a character device, or if no
+        file can have such a name.
         """
         name = os.fspath(path)
+        check_name(name)
         with contextlib.closing(place) if place is not None else contextlib.nullcontext():
             _cache(cache)
             if place is None or place.by_user:
@@ -138,13 +141,16 @@ class FileStorage(Storage):
         lock: bool = True,
         cache: str = "writeback",
         nocow: bool = False,
+        extent_size_hint: int = 0,
     ) -> Self:
         """Make an empty file, or empty the one that is there once its locks are held.
 
         A block device is opened and left as it is. ``nocow`` asks the file system not to copy on
-        write, where it has that choice (Btrfs). All else is as in :meth:`open`.
+        write, where it has that choice (Btrfs), ``extent_size_hint`` (bytes, a multiple of the
+        block size) to allocate in extents of that size (XFS). All else is as in :meth:`open`.
         """
         name = os.fspath(path)
+        check_name(name)
         _cache(cache)
         with contextlib.suppress(FileNotFoundError):
             _check_kind(os.stat(path), name)
@@ -160,6 +166,8 @@ class FileStorage(Storage):
                     file.truncate(0)
                 if nocow:
                     _set_nocow(file)
+                if extent_size_hint:
+                    _set_extent_size(file, extent_size_hint)
             return cls(file, name, writable=True, cache=cache, created=created)
 
     # What it is
@@ -466,10 +474,16 @@ def _open(path: str | os.PathLike[str], flags: int, place: Place | None = None) 
 
 def _create(path: str | os.PathLike[str]) -> tuple[Descriptor, bool]:
     """Open a file for writing, making it if need be; also return if this made it."""
+    free = not os.path.lexists(path)
     try:
         return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
     except FileExistsError:
         pass
+    except BaseException as error:
+        # Ctrl-C as the call returns: the file is there, and nobody else would remove it.
+        if free and not isinstance(error, OSError):
+            _remove(path)
+        raise
     try:
         return _open(path, os.O_RDWR), False
     except FileNotFoundError:
@@ -497,7 +511,14 @@ def _closing_on_error(
             with contextlib.suppress(OSError):
                 os.unlink(made)
         file.close()
+        if made is not None and not isinstance(error, InUse):
+            _remove(made)
         raise
+
+
+def _remove(path: str | os.PathLike[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _set_nocow(file: Descriptor) -> None:
@@ -512,3 +533,20 @@ def _set_nocow(file: Descriptor) -> None:
     with contextlib.suppress(OSError):
         flags = struct.unpack("i", fcntl.ioctl(file.fileno(), get, bytes(4)))[0]
         fcntl.ioctl(file.fileno(), put, struct.pack("i", flags | 0x00800000))
+
+
+def _set_extent_size(file: Descriptor, size: int) -> None:
+    """Set the extent size hint of an empty file; that it can't be set is nothing to fail for.
+
+    Linux, struct fsxattr: xflags, extsize, three more words, and eight bytes of padding.
+    """
+    try:
+        import fcntl
+        import struct
+    except ImportError:
+        return
+    get, put, has_extent_size = 0x801C581F, 0x401C5820, 0x800
+    with contextlib.suppress(OSError):
+        words = struct.unpack("5I8s", fcntl.ioctl(file.fileno(), get, bytes(28)))
+        changed = struct.pack("5I8s", words[0] | has_extent_size, size, *words[2:])
+        fcntl.ioctl(file.fileno(), put, changed)

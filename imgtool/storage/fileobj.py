@@ -26,13 +26,19 @@ class FileObjectStorage(Storage):
     It takes no locks and knows no holes: all of it is data. The size of an object that is not
     writable is taken not to change.
 
-    Raises :class:`ImageError` if the object can't seek, and ``TypeError`` if it holds text. As
-    with a file, a flush that fails is final: every later write and flush raises the same error.
+    Raises :class:`ImageError` if the object can't seek, and ``TypeError`` if it holds text or is no
+    file object. As with a file, a flush that fails is final: every later write and flush raises
+    the same error.
     """
 
     def __init__(self, fileobj: IO[bytes], name: str | None = None, *, owned: bool = False) -> None:
         if isinstance(cast(object, fileobj), io.TextIOBase):
             raise TypeError("an image is read from a file object opened in binary mode")
+        if not hasattr(fileobj, "read"):
+            raise TypeError(
+                "an image is a path (str or os.PathLike), a binary file object or a Storage, "
+                f"not {type(fileobj).__name__}"
+            )
         given = getattr(fileobj, "name", None)
         self.name = name or (given if isinstance(given, str) else "<file object>")
         if not _allows(fileobj, "seekable", "seek"):

@@ -141,12 +141,20 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_shell_completion() -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("imgtool co", [name for name in sorted(main.COMMANDS) if name.startswith("co")]),
+        ("imgtool convert -O qc", ["qcow2"]),
+        ("imgtool info -f r", ["raw"]),
+    ],
+)
+def test_shell_completion(words: str, expected: list[str]) -> None:
     environment = {
         **os.environ,
         "_IMGTOOL_COMPLETE": "bash_complete",
-        "COMP_WORDS": "imgtool co",
-        "COMP_CWORD": "1",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
     }
     done = subprocess.run(
         [sys.executable, "-c", "from imgtool.cli.main import main; main()"],
@@ -156,4 +164,22 @@ def test_shell_completion() -> None:
         check=False,
     )
     offered = [line.split(",")[1] for line in done.stdout.splitlines()]
-    assert offered == [name for name in sorted(main.COMMANDS) if name.startswith("co")]
+    assert offered == expected
+
+
+def test_interruption_while_modules_are_loaded() -> None:
+    """Nothing but one line: commands are often stopped before they have begun."""
+    program = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from imgtool.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "imgtool: Interrupted\n")

@@ -41,7 +41,7 @@ def test_what_is_no_number_is_shown(text: str) -> None:
     assert str(caught.value) == f"Invalid count specified: '{text}'."
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "11", "99999999999999999999"])
+@pytest.mark.parametrize("text", ["-1", "0", "11", "99999999999999999999", "9" * 5000])
 def test_numbers_out_of_range(text: str) -> None:
     with pytest.raises(BadOption) as caught:
         number(text, "count", 1, 10)
@@ -49,16 +49,17 @@ def test_numbers_out_of_range(text: str) -> None:
     assert number("10", "count", 1, 10) == 10
 
 
-@pytest.mark.parametrize("text", ["-1", "-1k", "8E", "99999999999999999999", "2k"])
+@pytest.mark.parametrize("text", ["-1", "-1k", "8E", "99999999999999999999", "2k", "9" * 5000])
 def test_sizes_out_of_range(text: str) -> None:
     with pytest.raises(BadOption) as caught:
         size(text, "bs", 1, 1024)
     assert str(caught.value) == "Invalid bs specified. Must be between 1 and 1024."
 
 
-@pytest.mark.parametrize("text", ["", "x", "1x", "k", "1 k"])
+@pytest.mark.parametrize("text", ["", "x", "1x", "k", "1 k", "٣k", "++1"])
 def test_what_is_no_size_is_shown(text: str) -> None:
     with pytest.raises(BadOption) as caught:
         size(text, "bs")
     assert str(caught.value) == f"Invalid bs specified: '{text}'."
     assert size("1.5k", "bs") == 1536
+    assert size("+1k", "bs") == 1024

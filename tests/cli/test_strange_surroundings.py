@@ -93,3 +93,16 @@ def test_salvage_of_a_damaged_mapping(tmp_path: Path) -> None:
     assert found[8 << 16 : 9 << 16] == bytes(1 << 16)
     assert found[9 << 16 : 1 << 20] == b"x" * (7 << 16)
     assert told
+
+
+def test_stored_names_are_bytes_whatever_the_locale(tmp_path: Path) -> None:
+    script = """
+        imgtool create -q -f qcow2 é.q 1M
+        imgtool create -q -f qcow2 -b é.q -F qcow2 over.q
+        export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0
+        imgtool map --output json over.q
+        imgtool convert -O qcow2 -B é.q -F qcow2 over.q copy.q
+        imgtool compare over.q copy.q
+    """
+    done = shell(f"set -e\n{script}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

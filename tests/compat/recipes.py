@@ -97,6 +97,22 @@ def cut(length: int) -> Step:
     return step
 
 
+def thin() -> Step:
+    """Make a hole of every 4 KiB of zeros in the host file, as copying tools do."""
+
+    def step(workshop: Workshop, path: Path) -> None:
+        data = path.read_bytes()
+        with open(path, "wb") as file:
+            for start in range(0, len(data), 4096):
+                block = data[start : start + 4096]
+                if block.strip(b"\0"):
+                    file.seek(start)
+                    file.write(block)
+            file.truncate(len(data))
+
+    return step
+
+
 def _geometries() -> list[Recipe]:
     recipes = [
         Recipe(f"cluster-{size}", options=f"cluster_size={size}", writes=MIXED)
@@ -291,6 +307,13 @@ def _data_files() -> list[Recipe]:
         ),
         Recipe("data-file-raw", options="data_file=image.data,data_file_raw=on", writes=MIXED),
         Recipe("data-file-raw-empty", options="data_file=image.data,data_file_raw=on"),
+        Recipe("data-file-thin", options="data_file=image.data", writes=MIXED, steps=(thin(),)),
+        Recipe(
+            "data-file-raw-thin",
+            options="data_file=image.data,data_file_raw=on",
+            writes=MIXED,
+            steps=(thin(),),
+        ),
         Recipe("data-file-extended", options="data_file=image.data,extended_l2=on", writes=MIXED),
         Recipe("data-file-metadata", options="data_file=image.data,preallocation=metadata"),
         Recipe("data-file-falloc", options="data_file=image.data,preallocation=falloc"),

@@ -115,3 +115,14 @@ def test_unreadable(where: str, status: int, tmp_path: Path, both: Both) -> None
         assert ours.status == theirs.status == status
         assert (ours.stdout, theirs.stdout) == ("", "")
         assert ours.stderr.count("\n") == 1
+
+
+def test_a_cache_mode_that_is_none(both: Both) -> None:
+    for arguments in (
+        ("compare", "-T", "nope", "{}", "{}"),
+        ("check", "-T", "nope", "{}"),
+        ("convert", "-T", "nope", "{}", "b.raw"),
+    ):
+        theirs, ours = both.run("cluster-64k", *arguments)
+        assert ours == theirs._replace(stderr=theirs.stderr.replace("qemu-img:", "imgtool:"))
+        assert ours.status == (2 if arguments[0] == "compare" else 1)

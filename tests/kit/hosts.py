@@ -47,3 +47,24 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
         yield folder
     finally:
         _run(find_tool("umount") or "umount", "-l", str(folder))
+
+
+@contextmanager
+def xfs_disk(folder: Path) -> Iterator[Path]:
+    """A directory on an XFS of its own; skips where none can be mounted."""
+    mkfs, mount = find_tool("mkfs.xfs"), find_tool("mount")
+    if mkfs is None or mount is None or os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("an XFS takes root, and mkfs.xfs")
+    disk = folder.with_suffix(".img")
+    with open(disk, "wb") as file:
+        file.truncate(320 << 20)
+    folder.mkdir()
+    made = _run(mkfs, "-q", str(disk))
+    if not made.returncode:
+        made = _run(mount, "-o", "loop", str(disk), str(folder))
+    if made.returncode:
+        pytest.skip(f"this machine mounts no XFS: {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        _run(find_tool("umount") or "umount", "-l", str(folder))

@@ -8,6 +8,24 @@ import pytest
 
 from imgtool.storage import holes, locks
 
+#: All that :func:`without` can take away: what is left is about what Windows has.
+BAREST = (
+    "preadv",
+    "pread",
+    "pwrite",
+    "SEEK_DATA",
+    "SEEK_HOLE",
+    "fallocate",
+    "posix_fallocate",
+    "fdatasync",
+    "copy_file_range",
+    "O_DIRECT",
+    "locks",
+    "O_NONBLOCK",
+    "O_CLOEXEC",
+    "O_NOCTTY",
+)
+
 
 def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
     """Take away calls of :mod:`os` by name, or ``fallocate``, or ``locks``."""

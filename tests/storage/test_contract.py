@@ -13,7 +13,7 @@ from imgtool.storage.file import FileStorage
 from imgtool.storage.fileobj import FileObjectStorage
 from imgtool.storage.memory import MemoryStorage
 from tests.storage.contract import StorageContract
-from tests.storage.hosts import without
+from tests.storage.hosts import BAREST, without
 
 
 class TestMemory(StorageContract):
@@ -135,19 +135,4 @@ class TestCacheNoneWithoutDirect(TestFile):
 class TestBarest(TestFile):
     """About what Windows has."""
 
-    missing = (
-        "preadv",
-        "pread",
-        "pwrite",
-        "SEEK_DATA",
-        "SEEK_HOLE",
-        "fallocate",
-        "posix_fallocate",
-        "fdatasync",
-        "copy_file_range",
-        "O_DIRECT",
-        "locks",
-        "O_NONBLOCK",
-        "O_CLOEXEC",
-        "O_NOCTTY",
-    )
+    missing = BAREST

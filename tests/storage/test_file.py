@@ -19,6 +19,7 @@ from imgtool.storage.base import HostRange
 from imgtool.storage.directory import named_by_user
 from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
+from tests.kit.hosts import xfs_disk
 from tests.storage.hosts import without
 
 posix = pytest.mark.skipif(os.name != "posix", reason="only POSIX systems have such files")
@@ -30,6 +31,44 @@ class TestOpening:
             FileStorage.open(tmp_path / "none")
         assert caught.value.filename is not None
         assert not list(tmp_path.iterdir())
+
+    def test_extent_size_hint(self, tmp_path: Path) -> None:
+        import fcntl
+        import struct
+
+        def hint(path: Path) -> int:
+            with open(path, "rb") as file:
+                words = struct.unpack("5I8s", fcntl.ioctl(file, 0x801C581F, bytes(28)))
+            return int(words[1]) if words[0] & 0x800 else 0
+
+        with xfs_disk(tmp_path / "xfs") as folder:
+            for size in (0, 2 << 20, 1000):
+                FileStorage.create(folder / str(size), extent_size_hint=size).close()
+            # What is no multiple of the block size the file system refuses; the file is made.
+            assert [hint(folder / str(size)) for size in (0, 2 << 20, 1000)] == [0, 2 << 20, 0]
+
+    @pytest.mark.parametrize("when", ["made", "claimed", "emptied"])
+    @pytest.mark.parametrize("there", [False, True])
+    def test_an_interrupted_create_leaves_what_was_there(
+        self, there: bool, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "image"
+        if there:
+            path.write_bytes(b"old")
+        step = {"made": "open", "claimed": "fstat", "emptied": "ftruncate"}[when]
+        does = getattr(os, step)
+
+        def interrupted(*arguments: object, **options: object) -> None:
+            does(*arguments, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                FileStorage.create(path)
+        assert path.exists() == there
+        if there:
+            assert path.read_bytes() == (b"" if when == "emptied" else b"old")
 
     def test_create_says_if_it_made_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "image"

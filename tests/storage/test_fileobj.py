@@ -82,8 +82,9 @@ def test_objects_that_cannot_be_images(tmp_path: Path) -> None:
 
     with pytest.raises(ImageError, match="can't seek"):
         FileObjectStorage(Pipe())
-    with pytest.raises(ImageError, match="can't seek"):
-        FileObjectStorage(cast(IO[bytes], object()))
+    for other in (object(), None, 3, b"disk.img"):
+        with pytest.raises(TypeError, match="a binary file object or a Storage, not"):
+            FileObjectStorage(cast(IO[bytes], other))
     with pytest.raises(TypeError, match="binary mode"):
         FileObjectStorage(cast(IO[bytes], io.StringIO()))
 

@@ -88,8 +88,6 @@ def convert(
             source = part(source)
         base, reserved = None, False
         if create:
-            if not isinstance(target.source, (str, os.PathLike, Storage)):
-                raise BadOption("A new image is made in a file or a storage")
             plan = plan_create(
                 target.source,
                 source.size,

@@ -153,8 +153,10 @@ def test_l1_table_must_lie_in_the_file(missing: int) -> None:
 @pytest.mark.parametrize("length", range(0, 112, 4))
 def test_cut_off_header(length: int) -> None:
     image = built(compression="zstd")
-    with pytest.raises(WrongFormat if length < 4 else CorruptImage):
+    with pytest.raises(WrongFormat if length < 4 else CorruptImage) as caught:
         header_of(image[:length])
+    if 4 <= length < 72:
+        assert f"the file has {length} bytes" in str(caught.value)
 
 
 # Backing file names

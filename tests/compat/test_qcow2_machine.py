@@ -292,5 +292,5 @@ def _pairs(options: dict[str, object]) -> list[str]:
 
 TestQcow2History = Qcow2History.TestCase
 TestQcow2History.settings = settings(
-    max_examples=effort(40), stateful_step_count=40, phases=[Phase.reuse, Phase.generate]
+    max_examples=effort(30), stateful_step_count=40, phases=[Phase.reuse, Phase.generate]
 )

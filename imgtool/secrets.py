@@ -18,7 +18,7 @@ from imgtool.options import OptionTable, split_pairs
 MAX_SECRET = 1 << 20
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-_PARAMETERS = frozenset(("qom-type", "id", "data", "file", "format"))
+_PARAMETERS = frozenset(("qom-type", "id", "data", "file", "format", "keyid", "iv"))
 
 
 class Secret:
@@ -75,6 +75,7 @@ class Secrets:
 def parse_objects(texts: Iterable[str]) -> Secrets:
     """Understand each ``secret,id=ID,data=TEXT`` or ``secret,id=ID,file=NAME[,format=base64]``.
 
+    With ``keyid=ID,iv=BASE64`` it is encrypted with the secret of that id, which comes before it.
     JSON objects do as well. Files are read at once. Raises :class:`BadOption` for anything else,
     and ``OSError`` if a file cannot be read.
     """
@@ -98,8 +99,19 @@ def parse_objects(texts: Iterable[str]) -> Secrets:
             )
         if name in found:
             raise BadOption(f"The id '{name}' is given twice")
-        found[name] = Secret(_decode(_contents(parameters), parameters.get("format", "raw")))
+        value = _decode(_contents(parameters), parameters.get("format", "raw"))
+        if "keyid" in parameters:
+            value = _decrypt(value, Secrets(found).get(parameters["keyid"]), parameters.get("iv"))
+        found[name] = Secret(value)
     return Secrets(found)
+
+
+def _decrypt(value: bytes, key: Secret, vector: str | None) -> bytes:
+    from imgtool.crypto.wrapping import unwrap
+
+    if vector is None:
+        raise BadOption("IV is required to decrypt secret")
+    return unwrap(key.value, _decode(vector.encode("utf-8", "surrogateescape"), "base64"), value)
 
 
 def _parameters(text: str) -> dict[str, str]:
@@ -146,6 +158,6 @@ def _decode(contents: bytes, format: str) -> bytes:
     import base64
 
     try:
-        return base64.b64decode(b"".join(contents.split()), validate=True)
+        return base64.b64decode(contents.replace(b"\n", b""), validate=True)
     except ValueError:
         raise BadOption("Base64 data contains invalid characters") from None

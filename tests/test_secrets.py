@@ -12,6 +12,11 @@ from imgtool.errors import BadOption
 from imgtool.options import Option, OptionTable
 from imgtool.secrets import MAX_SECRET, Secret, Secrets, parse_objects
 
+#: 32 bytes, and 16 of them for a vector; "open sesame" encrypted with them by openssl.
+_KEY = "secret,id=k,data=0123456789abcdef0123456789abcdef"
+_IV = "MDEyMzQ1Njc4OWFiY2RlZg=="
+_ENCRYPTED = "ROAJ2Bfwmzk+4zlunRm95w=="
+
 _TABLE = OptionTable((Option("key-secret", "str", "", secret=True), Option("size", "size", "")))
 
 
@@ -48,7 +53,14 @@ def test_definitions(
         (["secret,id=,data=topsecret"], "identifier"),
         (["secret,id=s,data=topsecret,format=hex"], "'hex'"),
         (["secret,id=s,data=top/secret!,format=base64"], "invalid characters"),
-        (["secret,id=s,data=topsecret,keyid=k"], "'keyid' is unexpected"),
+        (["secret,id=s,data=topsecret,keyid=k"], "No secret with id 'k'"),
+        (["secret,id=s,data=top secret,format=base64"], "invalid characters"),
+        ([_KEY, "secret,id=s,data=topsecret,keyid=k"], "IV is required"),
+        ([_KEY, "secret,id=s,data=topsecret,keyid=k,iv=AAAA"], "16 bytes in length not 3"),
+        ([_KEY, f"secret,id=s,data=topsecret,keyid=k,iv={_IV}"], "Length 9 must be a multiple"),
+        ([_KEY, f"secret,id=s,data=topsecret1234567,keyid=k,iv={_IV}"], "cannot be decrypted"),
+        ([_KEY, f"secret,id=s,data=,keyid=k,iv={_IV}"], "cannot be decrypted"),
+        (["secret,id=k,data=x", f"secret,id=s,data=topsecret,keyid=k,iv={_IV}"], "32 bytes"),
         (["tls-creds,id=s,data=topsecret"], "only 'secret'"),
         (["id=s,data=topsecret"], "'qom-type' is missing"),
         ([""], "'qom-type' is missing"),
@@ -73,6 +85,19 @@ def test_files_of_secrets(tmp_path: Path) -> None:
         parse_objects([f"secret,id=s,file={path}"])
     with pytest.raises(OSError, match="No such file"):
         parse_objects([f"secret,id=s,file={tmp_path / 'nope'}"])
+
+
+def test_encrypted_secrets() -> None:
+    pytest.importorskip("cryptography")
+    found = parse_objects(
+        [
+            _KEY,
+            f"secret,id=s,keyid=k,iv={_IV},format=base64,data={_ENCRYPTED}",
+            "secret,id=t,data=u",
+        ]
+    )
+    assert found.get("s").value == b"open sesame"
+    assert found.get("t").value == b"u"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

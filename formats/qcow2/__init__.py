@@ -76,6 +76,8 @@ FORMAT = Format(
     ),
     amend_options=OptionTable(
         (
+            Option("backing_file", "str", "File name of a base image"),
+            Option("backing_fmt", "str", "Image format of the base image"),
             Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
             Option("data_file", "str", "File name of an external data file"),
             Option(

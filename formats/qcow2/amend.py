@@ -7,19 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
-from imgtool.errors import BadOption, ImageError
-from imgtool.extent import Kind
+from imgtool.errors import BadOption
 from imgtool.formats.qcow2 import schema
+from imgtool.formats.qcow2.downgrade import downgrade, judge_downgrade
 from imgtool.formats.qcow2.header import Header, os_bytes
 from imgtool.formats.qcow2.options import refcount_order, version_of
 from imgtool.formats.qcow2.refcount_width import change_refcount_width
-from imgtool.formats.qcow2.schema import (
-    Autoclear,
-    Compatible,
-    Compression,
-    ExtensionType,
-    Incompatible,
-)
+from imgtool.formats.qcow2.schema import Autoclear, Compatible, ExtensionType
 from imgtool.formats.qcow2.writable import WritableQcow2
 
 if TYPE_CHECKING:
@@ -61,12 +55,17 @@ def amend(device: BlockDevice, options: Mapping[str, Any], progress: Progress | 
         if "size" in options:
             device.resize(options["size"])
         if version < header.version:
-            _downgrade(device, progress)
+            downgrade(device, progress)
 
 
 def _judge(device: WritableQcow2, version: int, order: int, options: Mapping[str, Any]) -> None:
     header = device.header
-    if options.get("lazy_refcounts") and version < 3:
+    if "backing_file" in options or "backing_fmt" in options:
+        given = (options.get("backing_file"), options.get("backing_fmt"))
+        if given != (header.backing_file, header.backing_format):
+            raise BadOption("Cannot amend the backing file; you can use 'imgtool rebase' instead")
+    lazy = bool(header.compatible & Compatible.LAZY_REFCOUNTS)
+    if options.get("lazy_refcounts") and version < 3 and not lazy:
         raise BadOption(
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 "
             "or greater)"
@@ -83,51 +82,8 @@ def _judge(device: WritableQcow2, version: int, order: int, options: Mapping[str
     if options.get("data_file_raw") and not header.data_file_raw:
         raise BadOption("data-file-raw cannot be set on existing images")
     if version < header.version:
-        _judge_downgrade(device)
-
-
-def _judge_downgrade(device: WritableQcow2) -> None:
-    header = device.header
-    if header.has_data_file:
-        raise ImageError("Cannot downgrade an image with a data file")
-    left = header.incompatible & ~Incompatible.DIRTY
-    if left:
-        # Compressed clusters would be read as what they are not.
-        raise ImageError(f"Cannot downgrade an image with incompatible features {int(left):#x} set")
-    if device.snapshots:
-        raise ImageError("Internal snapshots prevent downgrade of image")
-    if len(device.bitmap_store):
-        raise ImageError("Persistent bitmaps prevent downgrade of image: remove them first")
+        judge_downgrade(device)
 
 
 def _upgraded(header: Header) -> Header:
     return replace(header, version=3, header_length=schema.HEADER_LENGTH)
-
-
-def _downgrade(device: WritableQcow2, progress: Progress | None) -> None:
-    """Turn zero clusters into what version 2 has, and then write a header of version 2."""
-    backing = device.backing
-    coverage = device.header.geometry.l2_coverage
-    for start in range(0, device.size, coverage):
-        for extent in list(device.own_extents(start, min(coverage, device.size - start))):
-            if extent.kind is not Kind.ZERO:
-                continue
-            if backing is None or extent.offset >= backing.size:
-                device.unallocate(extent.offset, extent.length)
-            else:
-                device.allocate_zeroes(extent.offset, extent.length)
-        if progress is not None:
-            progress(start, device.size)
-    device.flush()
-    device.metadata.switch_header(
-        replace(
-            device.header,
-            version=2,
-            header_length=schema.HEADER_V2_LENGTH,
-            incompatible=Incompatible(0),
-            compatible=Compatible(0),
-            autoclear=Autoclear(0),
-            compression=Compression.ZLIB,
-            unknown_fields=b"",
-        ).with_extension(ExtensionType.FEATURE_NAMES, None)
-    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from imgtool.device import BlockDevice
-from imgtool.errors import BadOption, ImageError, ReadOnly
+from imgtool.errors import BadOption, CorruptImage, ImageError, ReadOnly
 from imgtool.format import Bitmaps
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.bitmaps import (
@@ -87,6 +87,10 @@ class BitmapStore:
         following: list[DirtyBits] = []
         if memory <= MAX_MEMORY:
             following = [self._load(one) for one in followed]
+        for one in self._bitmaps:
+            if not one.entry.table_offset and one.bits is not None:
+                # It is new. QEMU does not open an image with a bitmap that has no table.
+                one.entry = self._write_bits(one.entry, one.bits)
         marked = [
             replace(one.entry, flags=one.entry.flags | BitmapFlag.IN_USE)
             if one in followed
@@ -136,6 +140,8 @@ class BitmapStore:
         device = self._device
         if device.header.version < 3:
             raise ImageError("Cannot store dirty bitmaps in qcow2 v2 files")
+        if not device.size:
+            raise _no_disk()
         encoded = os_bytes(name)
         if not encoded or len(encoded) > MAX_NAME:
             raise BadOption(f"A bitmap's name has 1 to {MAX_NAME} bytes")
@@ -166,8 +172,9 @@ class BitmapStore:
         self._mark_changed()
 
     def clear(self, name: str) -> None:
-        """Make a bitmap all clean."""
-        self._load(self.usable(name)).clear()
+        """Make a bitmap all clean, whatever it holds."""
+        one = self.usable(name)
+        one.bits = DirtyBits(self._device.size, one.entry.granularity)
         self._mark_changed()
 
     def enable(self, name: str, enabled: bool) -> None:
@@ -192,6 +199,8 @@ class BitmapStore:
 
     def resize(self, size: int) -> None:
         """Make every bitmap fit the disk's size to be; until :meth:`store` the disk has none."""
+        if self._bitmaps and not size:
+            raise _no_disk()
         for one in self._bitmaps:
             if one.inconsistent:
                 raise ImageError(
@@ -257,7 +266,12 @@ class BitmapStore:
         geometry, metadata = device.header.geometry, device.metadata
         if not entry.table_offset:
             return
-        table = read_table(device.storage, entry.table_offset, entry.table_size, "A bitmap table")
+        try:
+            table = read_table(
+                device.storage, entry.table_offset, entry.table_size, "A bitmap table"
+            )
+        except CorruptImage:
+            return  # nobody knows what it named: at most that much space is lost
         for value in table:
             if value & BITMAP_OFFSET_MASK:
                 metadata.free_later(value & BITMAP_OFFSET_MASK, 1, discard=True)
@@ -324,6 +338,11 @@ def bitmaps_of(device: BlockDevice) -> Bitmaps:
         return device.bitmap_store
     assert isinstance(device, Qcow2Device)
     return _StoredBitmaps(device)
+
+
+def _no_disk() -> ImageError:
+    # A bitmap of no bits has no table, and with such a bitmap QEMU does not open the image.
+    return ImageError("A disk of 0 bytes cannot have bitmaps")
 
 
 def _directory_entry(entry: Bitmap) -> bytes:

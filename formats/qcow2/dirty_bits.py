@@ -52,10 +52,6 @@ class DirtyBits:
         self.data[high] |= tail
         self.data[low + 1 : high] = b"\xff" * (high - low - 1)
 
-    def clear(self) -> None:
-        """Set every bit to zero."""
-        self.data = bytearray(len(self.data))
-
     def ranges(self) -> Iterator[tuple[int, int]]:
         """The dirty ranges, as ``(offset, length)`` in bytes, in order, clipped to the disk."""
         import numpy as np

@@ -34,6 +34,9 @@ from imgtool.secrets import Secrets
     metavar="OPTIONS",
     help="What is to change, NAME=VALUE[,...]; '-o help' lists what can.",
 )
+@click.option(
+    "--force", is_flag=True, help="Accepted for qemu-img's sake: it is for keys, which stay."
+)
 @object_option()
 @trust_options
 @click.argument("filename", required=False)
@@ -44,6 +47,7 @@ def command(
     image_opts: bool,
     cache: str,
     options: tuple[str, ...],
+    force: bool,
     secrets: Secrets,
     policy: OpenPolicy,
     filename: str | None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from imgtool import registry
-from imgtool.errors import BadOption
+from imgtool.errors import BadOption, ImageError
 from imgtool.options import split_pairs
 
 _HELP = frozenset(("help", "?", "list"))
@@ -43,6 +43,9 @@ def print_help(format: str, *, has_target: bool) -> None:
 
 def print_amend_help(format: str) -> None:
     """Print the options of a format that can be changed, as ``amend -o help`` does."""
+    chosen = registry.find(format)
+    if not chosen.amender:
+        raise ImageError(f"Format driver '{format}' does not support option amendment")
     click.echo(f"Amend options for '{format}':")
-    for line in registry.find(format).amend_options.help_lines():
+    for line in chosen.amend_options.help_lines():
         click.echo(line)

@@ -34,11 +34,21 @@ from imgtool.secrets import Secrets
 @force_share_option()
 @output_option()
 @click.option("-l", "--list", "listed", is_flag=True, help="List the snapshots (the default).")
-@click.option("-c", "--create", metavar="NAME", help="Take a snapshot of the disk as it is.")
 @click.option(
-    "-a", "--apply", metavar="SNAPSHOT", help="Make the disk what it was then (an id or a name)."
+    "-c",
+    "--create",
+    metavar="NAME",
+    multiple=True,
+    help="Take a snapshot of the disk as it is.",
 )
-@click.option("-d", "--delete", metavar="NAME", help="Delete a snapshot.")
+@click.option(
+    "-a",
+    "--apply",
+    metavar="SNAPSHOT",
+    multiple=True,
+    help="Make the disk what it was then (an id or a name).",
+)
+@click.option("-d", "--delete", metavar="NAME", multiple=True, help="Delete a snapshot.")
 @object_option()
 @budget_options
 @click.argument("filename", required=False)
@@ -48,9 +58,9 @@ def command(
     force_share: bool,
     output: str,
     listed: bool,
-    create: str | None,
-    apply: str | None,
-    delete: str | None,
+    create: tuple[str, ...],
+    apply: tuple[str, ...],
+    delete: tuple[str, ...],
     secrets: Secrets,
     budget: Budget,
     filename: str | None,
@@ -61,7 +71,7 @@ def command(
     """
     from imgtool.ops import snapshot
 
-    chosen = [name for name in (create, apply, delete) if name is not None]
+    chosen = (*create, *apply, *delete)
     if len(chosen) + listed > 1:
         raise click.UsageError("Cannot mix '-l', '-a', '-c', '-d'")
     if filename is None:
@@ -70,12 +80,12 @@ def command(
     if chosen and force_share:
         raise BadOption("force-share=on can only be used with read-only images", filename=filename)
     opener = Opener(share=force_share, secrets=secrets, budget=budget)
-    if create is not None:
-        snapshot.create_snapshot(image, create, opener=opener)
-    elif apply is not None:
-        snapshot.apply_snapshot(image, apply, opener=opener)
-    elif delete is not None:
-        snapshot.delete_snapshot(image, delete, opener=opener)
+    if create:
+        snapshot.create_snapshot(image, *create, opener=opener)
+    elif apply:
+        snapshot.apply_snapshot(image, *apply, opener=opener)
+    elif delete:
+        snapshot.delete_snapshot(image, *delete, opener=opener)
     else:
         found = snapshot.list_snapshots(image, opener=opener)
         if output == "json":

@@ -28,11 +28,6 @@ def amend(
             )
         for name in options:
             known = name.replace("-", "_")
-            if known in ("backing_file", "backing_fmt"):
-                raise BadOption(
-                    "Cannot amend the backing file; you can use 'imgtool rebase' instead",
-                    filename=device.name,
-                )
             if known in chosen.create_options and known not in chosen.amend_options:
                 raise BadOption(
                     f"Invalid parameter '{name}'; this option is only supported for image creation",

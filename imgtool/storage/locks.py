@@ -25,6 +25,7 @@ _PAUSES = (0.005, 0.01, 0.02)
 
 _USED = 100
 _UNSHARED = 200
+_WRITE = 1
 _NAMES = {0: "consistent read", 1: "write", 2: "write unchanged", 3: "resize"}
 
 #: ``struct flock``: type, whence, start, length, process; padded as the C compiler does.
@@ -90,45 +91,46 @@ class ImageLock:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-            if 1 in wanted.used:
+            if _WRITE in wanted.used:
                 _warn(self._name)
 
     def _claim(self, calls: _Calls, wanted: Claim) -> None:
         before = self._held
         try:
-            self._take(calls, wanted.held)
+            self._take(calls, wanted)
             self._test(calls, wanted)
             self._drop(calls, before - wanted.held)
         except InUse:
             self._drop(calls, self._held - before)
             raise
 
-    def _take(self, calls: _Calls, wanted: frozenset[int]) -> None:
-        for byte in sorted(wanted - self._held):
+    def _take(self, calls: _Calls, wanted: Claim) -> None:
+        for byte in sorted(wanted.held - self._held):
             try:
                 calls.set(self._file.fileno(), byte, calls.read)
             except (BlockingIOError, PermissionError):
-                raise self._in_use(byte % 100, byte >= _UNSHARED) from None
+                raise self._in_use(wanted, byte % 100, byte >= _UNSHARED) from None
             self._held |= {byte}
 
     def _test(self, calls: _Calls, wanted: Claim) -> None:
         for permission in sorted(wanted.used):
             if calls.is_held(self._file.fileno(), _UNSHARED + permission):
-                raise self._in_use(permission, False)
+                raise self._in_use(wanted, permission, False)
         for permission in sorted(wanted.unshared):
             if calls.is_held(self._file.fileno(), _USED + permission):
-                raise self._in_use(permission, True)
+                raise self._in_use(wanted, permission, True)
 
     def _drop(self, calls: _Calls, unwanted: frozenset[int]) -> None:
         for byte in sorted(unwanted):
             calls.set(self._file.fileno(), byte, calls.none)
         self._held -= unwanted
 
-    def _in_use(self, permission: int, unshared: bool) -> InUse:
+    def _in_use(self, wanted: Claim, permission: int, unshared: bool) -> InUse:
         shared = "shared " if unshared else ""
+        hint = "" if _WRITE in wanted.used else " (-U / --force-share reads it all the same)"
         return InUse(
             f'Failed to get {shared}"{_NAMES[permission]}" lock: is another process using the '
-            "image? (-U / --force-share reads it all the same)",
+            f"image?{hint}",
             filename=self._name,
         )
 

@@ -34,7 +34,7 @@ _GRANULARITY = 65536
 
 
 class Qcow2History(RuleBasedStateMachine):
-    """Writes, zeros, discards, resizes, snapshots, bitmaps and reopenings in any order."""
+    """Writes, resizes, snapshots, bitmaps, commits, rebases and reopenings in any order."""
 
     @initialize(
         geometry=st.sampled_from(_GEOMETRIES),
@@ -53,13 +53,15 @@ class Qcow2History(RuleBasedStateMachine):
         self.dirty: set[int] | None = None
         self.vague: set[int] = set()
         self.shares = "data_file" not in geometry
+        self.rebases = not geometry.get("data_file_raw")
+        self.below: str | None = None
+        self.bases = 0
         self.version = 2 if geometry.get("compat") == "0.10" else 3
         options = dict(geometry)
-        if backing is not None and not geometry.get("data_file_raw"):
-            below = self.random.randbytes(int(size * backing) // 512 * 512)
-            Path(self.folder.name, "base.raw").write_bytes(below)
+        if backing is not None and self.rebases:
+            below = self._base(backing)
             self.oracle[: len(below)] = below[:size]
-            options.update(backing_file="base.raw", backing_fmt="raw")
+            options.update(backing_file=self.below, backing_fmt="raw")
         if self.random.random() < 0.5:
             imgtool.create(self.path, size, format="qcow2", **options)
         else:
@@ -72,6 +74,14 @@ class Qcow2History(RuleBasedStateMachine):
                 cwd=self.folder.name,
             )
         self.disk = imgtool.open(self.path, writable=True)
+
+    def _base(self, portion: float) -> bytes:
+        """Make another backing file, ``portion`` as long as the disk; return what it holds."""
+        self.bases += 1
+        self.below = f"base{self.bases}.raw"
+        below = self.random.randbytes(int(len(self.oracle) * portion) // 512 * 512)
+        Path(self.folder.name, self.below).write_bytes(below)
+        return below
 
     def _range(self) -> tuple[int, int]:
         size = len(self.oracle)
@@ -126,6 +136,58 @@ class Qcow2History(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.disk.close()
         self.disk = imgtool.open(self.path, writable=True)
+
+    @rule()
+    def qemu_writes(self) -> None:
+        """QEMU writes into what we have written, and its bitmap follows."""
+        self.disk.close()
+        lines = []
+        for _ in range(3):
+            offset, length = self._range()
+            value = self.random.randrange(256)
+            verb = self.random.choice((f"write -P {value}", "write -z", "write -z -u"))
+            lines.append(f"{verb} {offset} {length}")
+            if verb.startswith("write -z"):
+                value = 0
+            self.oracle[offset : offset + length] = bytes([value]) * length
+            self._mark(offset, length)
+        referee.io(self.path.name, lines, cwd=self.path.parent)
+        self.disk = imgtool.open(self.path, writable=True)
+
+    # What lies below snapshots changes, so there must be none.
+
+    @precondition(lambda self: self.below and not self.snapshots)
+    @rule()
+    def commit(self) -> None:
+        self.disk.close()
+        imgtool.commit(self.path)
+        self._blur()
+        self.disk = imgtool.open(self.path, writable=True)
+
+    @precondition(lambda self: self.rebases and not self.snapshots)
+    @rule(portion=st.sampled_from((None, 0.4, 1.0, 1.6)))
+    def rebase(self, portion: float | None) -> None:
+        self.disk.close()
+        if portion is None:
+            self.below = None
+            imgtool.rebase(self.path, None)
+        else:
+            self._base(portion)
+            imgtool.rebase(self.path, self.below, "raw")
+        self._blur()
+        self.disk = imgtool.open(self.path, writable=True)
+
+    @precondition(lambda self: not self.snapshots)
+    @rule()
+    def compact(self) -> None:
+        self.disk.close()
+        imgtool.compact(self.path)
+        self._blur()
+        self.disk = imgtool.open(self.path, writable=True)
+
+    def _blur(self) -> None:
+        """The contents are the same, so a bitmap may have marked anything, and need not have."""
+        self.vague.update(range(-(-len(self.oracle) // _GRANULARITY)))
 
     @precondition(lambda self: self.version > 2 or not self.snapshots)
     @rule(change=st.integers(-3000, 6000))
@@ -230,5 +292,5 @@ def _pairs(options: dict[str, object]) -> list[str]:
 
 TestQcow2History = Qcow2History.TestCase
 TestQcow2History.settings = settings(
-    max_examples=effort(40), stateful_step_count=40, phases=[Phase.reuse, Phase.generate]
+    max_examples=effort(30), stateful_step_count=40, phases=[Phase.reuse, Phase.generate]
 )

@@ -37,6 +37,8 @@ REFUSED = [
     ("disk.q", "-d", "2"),
     ("-l", "-c", "x", "disk.q"),
     ("-c", "x", "-d", "y", "disk.q"),
+    ("-c", "x", "-c", "y", "disk.q"),
+    ("-d", "one", "-d", "two", "disk.q"),
     (),
     ("-c", "x"),
     ("-l", "disk.q", "disk.raw"),

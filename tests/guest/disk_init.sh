@@ -10,7 +10,7 @@ find /srv -type f | sort | while read -r file; do
 done
 
 echo booted >>/srv/log
-rm /srv/victim
+rm -f /srv/victim  # a second boot finds none
 fstrim /
 sync
 mount -o remount,ro /

@@ -43,6 +43,8 @@ BOOTED = {name: content for name, content in SEEDS.items() if name != "victim"} 
     "log": SEEDS["log"] + b"booted\n"
 }
 
+BOOTED_TWICE = BOOTED | {"log": BOOTED["log"] + b"booted\n"}
+
 
 class Disk(NamedTuple):
     """An image that a guest boots from."""
@@ -101,6 +103,32 @@ def test_overlay(template: str, installed: Disk, machine: Machine, scratch: Path
     assert_holds(overlay, BOOTED, scratch)
     assert file_sum(backing.path) == before
     assert_holds(backing, SEEDS, scratch)
+
+
+@pytest.mark.parametrize("installed", ["qcow2"], indirect=True)
+def test_snapshot_between_two_boots(installed: Disk, machine: Machine, scratch: Path) -> None:
+    """An overlay's snapshot has what the first boot left, and a guest boots from that again."""
+    backing = scratch / installed.path.name
+    backing.hardlink_to(installed.path)
+    overlay = Disk(scratch / "overlay.qcow2", "qcow2")
+    imgtool_command("create", "-f", "qcow2", "-b", backing, "-F", installed.fmt, overlay.path)
+    machine.boot(overlay.path, overlay.fmt, "boot")
+    before = imgtool_command("hash", overlay.path).split()[0]
+    imgtool_command("snapshot", "-c", "booted once", overlay.path)
+
+    output = machine.boot(overlay.path, overlay.fmt, "boot")
+    assert printed_sums(output) == sums(BOOTED)
+    assert_holds(overlay, BOOTED_TWICE, scratch)
+    assert imgtool_command("hash", overlay.path).split()[0] != before
+
+    imgtool_command("snapshot", "-a", "booted once", overlay.path)
+    assert imgtool_command("hash", overlay.path).split()[0] == before
+    assert_holds(overlay, BOOTED, scratch)
+    output = machine.boot(overlay.path, overlay.fmt, "boot")
+    assert printed_sums(output) == sums(BOOTED)
+    assert_holds(overlay, BOOTED_TWICE, scratch)
+    imgtool_command("snapshot", "-d", "booted once", overlay.path)
+    assert_holds(overlay, BOOTED_TWICE, scratch)
 
 
 def assert_holds(disk: Disk, files: dict[str, bytes], scratch: Path) -> None:

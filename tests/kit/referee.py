@@ -64,12 +64,14 @@ def create(
     must("qemu-img", *arguments, path, str(size))
 
 
-def io(path: Path, commands: Iterable[str], format: str = "qcow2") -> str:
+def io(
+    path: Path, commands: Iterable[str], format: str = "qcow2", *, cwd: Path | None = None
+) -> str:
     """Run ``qemu-io`` commands, all in one process and in order; each of them has to succeed."""
     arguments: list[Path] = ["-f", format, "-t", "unsafe", "-d", "unmap"]
     for command in commands:
         arguments += ["-c", command]
-    done = run("qemu-io", *arguments, path)
+    done = run("qemu-io", *arguments, path, cwd=cwd)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     assert not done.stderr, f"{arguments}: {done.stderr}"
     return done.stdout

@@ -115,7 +115,7 @@ class _Repair:
         return self._found, left
 
     def _leaks(self) -> CheckResult:
-        """Lower what is counted too high, and change nothing else."""
+        """Lower what is counted too high; mend COPIED flags if nothing else is wrong then."""
         self._header = read_header(self._storage)
         self._bitmaps = read_bitmaps(self._storage, self._header)
         self._snapshots = read_snapshots(self._storage, self._header)
@@ -130,7 +130,12 @@ class _Repair:
             left = CheckResult()
             survey = self._survey(Findings(left, self._report))
         if survey.refcounts.copied_wrong or survey.tables.copied_unclear:
-            check_copied(survey.state, survey.refcounts)
+            if left.corruptions or left.check_errors or left.leaks:
+                check_copied(survey.state, survey.refcounts)
+            else:
+                # The refcounts are right, so the flags can be made to agree with them.
+                left = replace(left)
+                repair_copied(survey.state, survey.refcounts, self._findings)
         return left
 
     def _all(self) -> CheckResult:

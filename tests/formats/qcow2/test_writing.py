@@ -300,3 +300,19 @@ def test_a_table_that_cannot_be_read_fails_the_write(tmp_path: Path) -> None:
     assert array("Q", path.read_bytes()[l1 : l1 + 8]) == array(
         "Q", (COPIED | (1 << 40)).to_bytes(8, "big")
     )
+
+
+# Mapping
+
+
+def test_what_is_not_allocated_costs_next_to_nothing(tmp_path: Path) -> None:
+    """The disk has a quarter of a million L2 tables, of which two are there."""
+    path = image(tmp_path / "a.qcow2", 8 * GiB, cluster_size=512)
+    with writing(path) as device:
+        device.write_at(3 * GiB, b"a")
+        device.write_at(8 * GiB - 1, b"b")
+        parts = list(device.own_extents(0, device.size))
+        assert len(parts) < 200
+        data = [part for part in parts if part.kind is Kind.DATA]
+        assert [part.offset for part in data] == [3 * GiB, 8 * GiB - 512]
+        assert sum(part.length for part in parts) == device.size

@@ -1,0 +1,43 @@
+"""Subject: all that fuzzing has to know of a format."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.kit.fuzz.layout import Field, Structure, fields
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A format to be fuzzed.
+
+    ``seeds`` make sound images. ``structures`` follows one, with the format's own schemas, and says
+    where its structures are. ``schemas`` are all that the format parses, ``parsers`` the functions
+    that judge bytes without a file. ``password`` opens the seeds; ``during`` holds while images are
+    open. ``cluster`` bounds, in bytes, what may be read to answer for one guest byte.
+    """
+
+    format: str
+    seeds: Mapping[str, Callable[[], bytes]]
+    structures: Callable[[bytes], Iterable[Structure]]
+    schemas: Mapping[str, Any] = field(default_factory=dict)
+    parsers: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
+    password: str | None = None
+    during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    cluster: int = 2 << 20
+
+    @functools.cache  # noqa: B019: subjects are few, and live as long as the process
+    def image(self, seed: str) -> bytes:
+        """The seed image called ``seed``."""
+        return self.seeds[seed]()
+
+    @functools.cache  # noqa: B019
+    def fields(self, seed: str) -> list[Field]:
+        """The fields of that image."""
+        image = self.image(seed)
+        return fields(self.structures(image), image)

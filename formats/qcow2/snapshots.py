@@ -51,10 +51,14 @@ class Snapshot:
         return self.raw_name.decode("utf-8", "surrogateescape")
 
     @property
+    def length(self) -> int:
+        """Bytes of the entry in the snapshot table it was read from, without padding."""
+        return _HEAD + len(self.extra_data) + len(self.raw_id) + len(self.raw_name)
+
+    @property
     def size_on_disk(self) -> int:
-        """Bytes that the entry takes in the snapshot table it was read from, padding included."""
-        names = len(self.raw_id) + len(self.raw_name)
-        return align_up(_HEAD + len(self.extra_data) + names, 8)
+        """The same with the padding that the next entry begins behind."""
+        return align_up(self.length, 8)
 
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:

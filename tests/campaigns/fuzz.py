@@ -42,9 +42,7 @@ def main() -> int:
     return 1 if found else 0
 
 
-def _structure(
-    target: Target, campaign: str, seconds: float, arguments: argparse.Namespace
-) -> int:
+def _structure(target: Target, campaign: str, seconds: float, arguments: argparse.Namespace) -> int:
     told: set[str] = set()
 
     def keep(tally: Tally) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from construct import Array, Bytes, Construct, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 import imgtool
-from imgtool.errors import ImageError
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.header import Header, read_header
@@ -43,17 +42,14 @@ _EXTENSIONS: dict[int, Construct] = {
 def structures(image: bytes) -> Iterator[Structure]:
     """Follow a sound image, or one that is damaged as far as it can be followed."""
     yield Structure("header", 0, schema.HEADER_V2)
-    try:
-        header = read_header(MemoryStorage(image))
-        yield from _in_header(image, header)
-        yield from _tables(image, header, "", header.l1_table_offset, header.l1_size)
-        yield from _snapshots(image, header)
-        yield from _refcounts(image, header)
-        yield from _bitmaps(image, header)
-        if header.luks_header is not None:
-            yield Structure("luks", header.luks_header[0], luks.HEADER)
-    except (ImageError, IndexError, struct.error):
-        return
+    header = read_header(MemoryStorage(image))
+    yield from _in_header(image, header)
+    yield from _tables(image, header, "", header.l1_table_offset, header.l1_size)
+    yield from _snapshots(image, header)
+    yield from _refcounts(image, header)
+    yield from _bitmaps(image, header)
+    if header.luks_header is not None:
+        yield Structure("luks", header.luks_header[0], luks.HEADER)
 
 
 def _in_header(image: bytes, header: Header) -> Iterator[Structure]:
@@ -247,9 +243,7 @@ _SEEDS: dict[str, Callable[[], bytes]] = {
 _SEEDS["encrypted"] = _encrypted
 if find_tool("qemu-img") is not None and find_tool("qemu-io") is not None:
     _SEEDS["qemu"] = partial(_from_qemu, "cluster_size=4k", bitmap=True)
-    _SEEDS["qemu-old"] = partial(
-        _from_qemu, "compat=0.10,cluster_size=4k", bitmap=False
-    )
+    _SEEDS["qemu-old"] = partial(_from_qemu, "compat=0.10,cluster_size=4k", bitmap=False)
 
 QCOW2 = Subject(
     format="qcow2",

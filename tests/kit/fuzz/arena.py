@@ -6,6 +6,7 @@ had again, whatever became of the process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from tests.kit.fuzz.mutate import Mutator
 from tests.kit.fuzz.reading import Outcome, explore
 from tests.kit.fuzz.recipe import Recipe
-from tests.kit.fuzz.rules import MEMORY, status
+from tests.kit.fuzz.rules import MEMORY, TooSlow, status
 from tests.kit.fuzz.subject import Subject
 from tests.kit.fuzz.writing import change
 
@@ -33,6 +34,9 @@ _CHUNK_SECONDS = 30.0
 
 #: Seconds of the clock after which a process is taken to hang, however busy the machine is.
 _PATIENCE = 600.0
+
+#: Executions before the first that counts, so that every process begins with the same modules.
+_WARM_UP = 12
 
 #: Larger seeds are taken less often: half as often at this size.
 _USUAL = 256 << 10
@@ -246,8 +250,10 @@ def _warm_up(target: Target) -> None:
     """Import everything, and make the seeds, before processes are forked."""
     for seed in target.subject.seeds:
         _mutator(target.subject, seed)
-    seed = min(target.subject.seeds, key=lambda name: len(target.subject.image(name)))
-    target.execute(Recipe(target.subject.format, seed))
+    for number in range(_WARM_UP):
+        # What there is to be found is found again, in the campaign.
+        with contextlib.suppress(Exception, TooSlow):
+            target.execute(target.recipe("warm-up", number))
 
 
 @cache

@@ -6,10 +6,11 @@ length another field gives are found where they are. What a damaged image no lon
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from construct import (
@@ -25,6 +26,7 @@ from construct import (
     Struct,
 )
 
+from imgtool.errors import ImageError
 from imgtool.schema.fields import Flags, Table
 
 #: Arrays of structures are walked so far; what lies behind is one field.
@@ -77,7 +79,7 @@ class Field(NamedTuple):
 def fields(structures: Iterable[Structure], image: bytes) -> list[Field]:
     """All the fields of ``structures`` that the image really holds."""
     found: list[Field] = []
-    for structure in structures:
+    for structure in _followed(structures):
         if 0 <= structure.offset <= len(image):
             stream = io.BytesIO(image)
             stream.seek(structure.offset)
@@ -86,6 +88,12 @@ def fields(structures: Iterable[Structure], image: bytes) -> list[Field]:
             except (ConstructError, ValueError, OverflowError):
                 continue
     return [field for field in found if field.length]
+
+
+def _followed(structures: Iterable[Structure]) -> Iterator[Structure]:
+    """The structures up to where the image is too damaged to be followed."""
+    with contextlib.suppress(ImageError, ConstructError, ValueError, OverflowError):
+        yield from structures
 
 
 def find(found: Iterable[Field], name: str) -> Field:

@@ -129,7 +129,9 @@ class _Explorer:
         for report in (None, _ignore):
             storage = WatchedStorage(self._memory())
             try:
-                check(Reference(storage, self._format), opener=_opener(self._subject), report=report)
+                check(
+                    Reference(storage, self._format), opener=_opener(self._subject), report=report
+                )
             finally:
                 read_at_most(storage, len(self._image), CHECK_READS, "check")
 
@@ -152,8 +154,9 @@ class _Explorer:
         taken = self._storage.bytes_read - before
         if taken > 4 * length + 3 * self._subject.cluster:
             raise Broken(f"reading {length} bytes read {taken} of the file")
-        if device.read_at(offset + length // 3, min(length - length // 3, 999)) != (
-            first[length // 3 :][:999]
+        if (
+            device.read_at(offset + length // 3, min(length - length // 3, 999))
+            != (first[length // 3 :][:999])
         ):
             raise Broken(f"what is read at {offset} changes")
 

@@ -1,0 +1,89 @@
+"""Metadata that lies upon other metadata. An image like that is not written to.
+
+:mod:`~imgtool.formats.qcow2.overlap` keeps data from being written over metadata; but a table that
+is itself where another lies overwrites that with every entry that changes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from imgtool.formats.qcow2.bitmaps import Bitmap
+from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.schema import L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from imgtool.formats.qcow2.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def collision(
+    header: Header,
+    l1: array[int],
+    refcount_table: array[int],
+    snapshots: list[Snapshot],
+    bitmaps: list[Bitmap],
+) -> int | None:
+    """The host offset at which two pieces of metadata meet, or None if none do.
+
+    The active L2 tables and the refcount blocks may be millions; the rest are ranges. L2 tables of
+    snapshots are left out: they may well be active ones.
+    """
+    import numpy as np
+
+    bits = header.geometry.cluster_bits
+    shift = np.uint64(bits)
+    ranges = np.array(
+        [
+            (at >> bits, (at + length - 1) >> bits)
+            for at, length in _ranges(header, snapshots, bitmaps)
+        ],
+        np.uint64,
+    ).reshape(-1, 2)
+    tables = [
+        _named(l1, L1_OFFSET_MASK) >> shift,
+        _named(refcount_table, REFCOUNT_OFFSET_MASK) >> shift,
+    ]
+    first = np.concatenate((ranges[:, 0], *tables))
+    last = np.concatenate((ranges[:, 1], *tables))
+    order = np.argsort(first, kind="stable")
+    first, reached = first[order], np.maximum.accumulate(last[order])
+    meet = np.flatnonzero(first[1:] <= reached[:-1])
+    return int(first[1:][meet[0]]) << bits if len(meet) else None
+
+
+def _named(table: array[int], mask: int) -> NDArray[np.uint64]:
+    """The host offsets that a table names."""
+    import numpy as np
+
+    offsets = np.frombuffer(table, np.uint64) & np.uint64(mask)
+    named: NDArray[np.uint64] = offsets[offsets != 0]
+    return named
+
+
+def _ranges(
+    header: Header, snapshots: list[Snapshot], bitmaps: list[Bitmap]
+) -> Iterator[tuple[int, int]]:
+    """What metadata there is but L2 tables and refcount blocks: host offsets and bytes."""
+    cluster_size = header.geometry.cluster_size
+    found = [
+        (0, cluster_size),
+        (header.refcount_table_offset, header.refcount_table_clusters * cluster_size),
+        (header.l1_table_offset, header.l1_size * 8),
+        (header.snapshots_offset, sum(snapshot.size_on_disk for snapshot in snapshots)),
+    ]
+    # Those that are too large are refused when they are used.
+    found += [
+        (snapshot.l1_table_offset, min(snapshot.l1_size * 8, MAX_L1_BYTES))
+        for snapshot in snapshots
+    ]
+    found += [(bitmap.table_offset, bitmap.table_size * 8) for bitmap in bitmaps]
+    if header.bitmaps is not None:
+        found.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))
+    if header.luks_header is not None:
+        found.append(header.luks_header)
+    return ((offset, length) for offset, length in found if length)

@@ -13,9 +13,12 @@ TiB = 1 << 40
 
 _SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _SIZE = re.compile(
-    r"(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d*)?|\.\d+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
+    r"(?P<number>0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
 )
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+#: Longer numbers are nobody's size; and Python refuses to convert some thousands of digits.
+_MOST_DIGITS = 1000
 
 #: The largest size that a signed 64-bit file offset holds.
 MAX_SIZE = (1 << 63) - 1
@@ -31,7 +34,7 @@ def parse_size(text: str | int) -> int:
         value = text
     else:
         match = _SIZE.fullmatch(text.strip())
-        if match is None:
+        if match is None or len(match["number"]) > _MOST_DIGITS:
             raise BadOption(
                 f"Invalid size '{text}': give bytes, or a number with one of the suffixes bkMGTPE"
             )

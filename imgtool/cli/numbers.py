@@ -13,6 +13,9 @@ from imgtool.units import MAX_SIZE, parse_size
 #: The most that qemu-img counts.
 MAX_COUNT = (1 << 31) - 1
 
+#: Python refuses to convert some thousands of digits.
+_MOST_DIGITS = 1000
+
 _NUMBER = re.compile(r"\s*(?P<sign>[+-]?)(?P<digits>0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _SIZE = re.compile(r"\s*-?\d+[bkmgtpeBKMGTPE]?")
 
@@ -20,7 +23,7 @@ _SIZE = re.compile(r"\s*-?\d+[bkmgtpeBKMGTPE]?")
 def parse_number(text: str) -> int | None:
     """Return a whole number: decimal, ``0x`` hexadecimal, or octal behind a ``0``."""
     match = _NUMBER.fullmatch(text)
-    if match is None:
+    if match is None or len(match["digits"]) > _MOST_DIGITS:
         return None
     digits = match["digits"]
     octal = digits.startswith("0") and digits[1:].isdecimal()

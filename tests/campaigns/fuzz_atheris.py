@@ -1,4 +1,4 @@
-"""One target under atheris, that is libFuzzer: ``python -m tests.campaigns.fuzz_atheris TARGET DIR``.
+"""One target under atheris, which is libFuzzer for Python: ``fuzz_atheris TARGET DIR``.
 
 It is guided by the coverage of imgtool's own code, over whole images, single structures, or text.
 Images are changed now by libFuzzer, now field by field. What breaks a rule is written to DIR; the
@@ -94,7 +94,7 @@ def main() -> None:
     name, folder, arguments = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     mutator = None
     corpus = Path(tempfile.mkdtemp(prefix="imgtool-fuzz-"))
-    format, _, kind = name.partition("-")
+    subject_name, _, kind = name.partition("-")
     longest = _LONGEST
     execute: Callable[[bytes], object]
     if name == "words":
@@ -102,7 +102,7 @@ def main() -> None:
         for number, text in enumerate(("10G", "json:{}", "driver=qcow2,file.filename=x", "a,,b=c")):
             (corpus / str(number)).write_text(text)
     else:
-        subject = SUBJECTS[format]
+        subject = SUBJECTS[subject_name]
         if kind == "schemas":
             execute = lambda data: take_apart(subject, data)  # noqa: E731
             for number, schema in enumerate(subject.schemas):

@@ -19,8 +19,8 @@ from imgtool.units import parse_size
 
 def _options(text: str) -> None:
     pairs = dict(split_pairs(text))
-    for format in registry.formats():
-        for table in (format.create_options, format.open_options, format.amend_options):
+    for known in registry.formats():
+        for table in (known.create_options, known.open_options, known.amend_options):
             with contextlib.suppress(ImageError):
                 table.check(pairs)
 

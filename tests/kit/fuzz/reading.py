@@ -181,7 +181,7 @@ class _Explorer:
                             pass
 
     def _confined(self) -> None:
-        """What the image names is refused, for lack of a directory, and a refusal is all there is."""
+        """What the image names is refused, for lack of a directory: a refusal is all there is."""
         with refusing():
             _opener(self._subject).image(self._memory(), self._format).close()
 

@@ -25,7 +25,7 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """An image: ``seed`` changed by ``edits``, one after the other, and cut or filled to ``length``.
+    """An image: ``seed`` changed by ``edits``, in order, and cut or filled to ``length``.
 
     ``operations`` seeds what is done to it where it is to be written.
     """

@@ -31,13 +31,21 @@ class Subject:
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     cluster: int = 2 << 20
 
-    @functools.cache  # noqa: B019: subjects are few, and live as long as the process
     def image(self, seed: str) -> bytes:
         """The seed image called ``seed``."""
-        return self.seeds[seed]()
+        return _image(self, seed)
 
-    @functools.cache  # noqa: B019
     def fields(self, seed: str) -> list[Field]:
         """The fields of that image."""
-        image = self.image(seed)
-        return fields(self.structures(image), image)
+        return _fields(self, seed)
+
+
+@functools.cache
+def _image(subject: Subject, seed: str) -> bytes:
+    return subject.seeds[seed]()
+
+
+@functools.cache
+def _fields(subject: Subject, seed: str) -> list[Field]:
+    image = _image(subject, seed)
+    return fields(subject.structures(image), image)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from imgtool.formats.qcow2.bitmaps import Bitmap
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import Header
-from imgtool.formats.qcow2.schema import L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
 from imgtool.formats.qcow2.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -36,32 +36,37 @@ def collision(
     import numpy as np
 
     bits = header.geometry.cluster_bits
-    shift = np.uint64(bits)
-    ranges = np.array(
-        [
-            (at >> bits, (at + length - 1) >> bits)
-            for at, length in _ranges(header, snapshots, bitmaps)
-        ],
-        np.uint64,
-    ).reshape(-1, 2)
-    tables = [
-        _named(l1, L1_OFFSET_MASK) >> shift,
-        _named(refcount_table, REFCOUNT_OFFSET_MASK) >> shift,
-    ]
-    first = np.concatenate((ranges[:, 0], *tables))
-    last = np.concatenate((ranges[:, 1], *tables))
-    order = np.argsort(first, kind="stable")
-    first, reached = first[order], np.maximum.accumulate(last[order])
-    meet = np.flatnonzero(first[1:] <= reached[:-1])
-    return int(first[1:][meet[0]]) << bits if len(meet) else None
+    clusters = _clusters(l1, refcount_table, bits)
+    found = clusters[1:][clusters[1:] == clusters[:-1]][:1].tolist()
+    reached = -1
+    for first, last in sorted(
+        (offset >> bits, (offset + length - 1) >> bits)
+        for offset, length in _ranges(header, snapshots, bitmaps)
+    ):
+        place = np.searchsorted(clusters, np.uint64(first))
+        found += [int(cluster) for cluster in clusters[place : place + 1] if cluster <= last]
+        if first <= reached:
+            found.append(first)
+        reached = max(reached, last)
+    return min(found) << bits if found else None
 
 
-def _named(table: array[int], mask: int) -> NDArray[np.uint64]:
-    """The host offsets that a table names."""
+def _clusters(l1: array[int], refcount_table: array[int], bits: int) -> NDArray[np.uint64]:
+    """The clusters of L2 tables and of refcount blocks, in order; care is taken of memory."""
     import numpy as np
 
-    offsets = np.frombuffer(table, np.uint64) & np.uint64(mask)
-    named: NDArray[np.uint64] = offsets[offsets != 0]
+    tables = np.array(l1, np.uint64)
+    # Several entries may share a table that none of them may change where it lies.
+    own = (tables & np.uint64(COPIED)) != 0
+    tables &= np.uint64(L1_OFFSET_MASK)
+    shared = np.unique(tables[~own])
+    tables = tables[own]
+    blocks = np.array(refcount_table, np.uint64) & np.uint64(REFCOUNT_OFFSET_MASK)
+    clusters = np.concatenate((tables, shared, blocks))
+    clusters >>= np.uint64(bits)
+    clusters.sort()
+    # No entry, or none that could be used.
+    named: NDArray[np.uint64] = clusters[np.searchsorted(clusters, np.uint64(1)) :]
     return named
 
 

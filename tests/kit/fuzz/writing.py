@@ -37,6 +37,7 @@ _ROOM = 32 << 20
 #: A disk is compared before and after a repair so far, in pieces; bytes.
 _COMPARED = 1 << 20
 _PIECE = 4096
+_SECTOR = 512
 
 _MOST_CHANGES = 8
 
@@ -183,10 +184,7 @@ class _Execution:
         self.refusals += len(refusals)
         self._image = memory.getvalue()
         for piece, (one, other) in enumerate(zip(before, self._contents(), strict=False)):
-            if one is None or one == other:
-                continue
-            # What an encrypted image never stored reads as noise, and has no meaning.
-            if not self._encrypted or other is None or any(other):
+            if one is not None and one != other and not self._noise(one, other):
                 raise Broken(f"a repair changed what is read at {piece * _PIECE}")
         # What is refused, or told not to be repaired, need not be so.
         if not done.clean:
@@ -194,6 +192,15 @@ class _Execution:
         left = self._check(WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True)))
         if not left.clean:
             raise Broken(f"after a repair: {left.messages[:3]}")
+
+    def _noise(self, before: bytes, after: bytes | None) -> bool:
+        """Whether what changed is noise, as which an encrypted image reads what it never stored."""
+        if not self._encrypted or after is None:
+            return False
+        return all(
+            after[start : start + _SECTOR] in (before[start : start + _SECTOR], bytes(_SECTOR))
+            for start in range(0, len(before), _SECTOR)
+        )
 
     def _dry_run(self) -> None:
         storage = WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True))

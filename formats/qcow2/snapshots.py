@@ -19,7 +19,7 @@ MAX_EXTRA_DATA = 1024
 #: long as that; as text they can take four times their bytes.
 MAX_NAME_BYTES = 65536 * 256
 
-_HEAD = schema.SNAPSHOT_HEAD.sizeof()
+_HEAD: int = schema.SNAPSHOT_HEAD.sizeof()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import enum
 import functools
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from construct import (
     Adapter,
@@ -58,7 +58,7 @@ class Field(NamedTuple):
     length: int
     kind: Kind
     width: int = 0
-    order: str = "big"
+    order: Literal["little", "big"] = "big"
     known: int = 0
 
     @property
@@ -147,6 +147,7 @@ def _number(schema: Construct) -> Field | None:
         if isinstance(schema, Flags):
             known = sum(flag.value for flag in schema._flags)
         schema = schema.subcon
+    order: Literal["little", "big"]
     if isinstance(schema, FormatField):
         order = "little" if schema.fmtstr[0] == "<" else "big"
     elif isinstance(schema, BytesInteger):

@@ -61,7 +61,7 @@ class Mutator:
 
     def _value(self, field: Field) -> int:
         data = self._image[field.offset : field.end]
-        return int.from_bytes(data, "little" if field.order == "little" else "big")
+        return int.from_bytes(data, field.order)
 
     def _number(self, chance: random.Random, field: Field) -> int:
         old, bits = self._value(field), 8 * field.length
@@ -148,8 +148,7 @@ class Mutator:
 
 
 def _bytes(field: Field, value: int) -> bytes:
-    order = "little" if field.order == "little" else "big"
-    return (value & ((1 << 8 * field.width) - 1)).to_bytes(field.width, order)
+    return (value & ((1 << 8 * field.width) - 1)).to_bytes(field.width, field.order)
 
 
 def _put(field: Field, value: int) -> Edit:

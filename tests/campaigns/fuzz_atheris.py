@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["imgtool"]):
     from tests.kit.fuzz.arena import signature
     from tests.kit.fuzz.mutate import Mutator
     from tests.kit.fuzz.reading import explore
-    from tests.kit.fuzz.recipe import Recipe
+    from tests.kit.fuzz.recipe import Recipe, difference
     from tests.kit.fuzz.structures import take_apart
     from tests.kit.fuzz.subject import Subject
     from tests.kit.fuzz.writing import change
@@ -41,10 +41,17 @@ _TELL = 2.0
 class _Watch:
     """Runs a target, and keeps what breaks a rule instead of ending with it."""
 
-    def __init__(self, name: str, execute: Callable[[bytes], object], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        execute: Callable[[bytes], object],
+        folder: Path,
+        recipe: Callable[[bytes], Recipe] | None,
+    ) -> None:
         self._name = name
         self._execute = execute
         self._folder = folder
+        self._recipe = recipe
         self._known: set[str] = set()
         self._executions = 0
         self._told = 0.0
@@ -69,6 +76,8 @@ class _Watch:
         self._known.add(found)
         path = self._folder / f"{self._name}-{hashlib.sha256(found.encode()).hexdigest()[:8]}"
         path.with_suffix(".bin").write_bytes(data)
+        if self._recipe is not None:
+            path.with_suffix(".json").write_text(self._recipe(data).to_json())
         path.with_suffix(".txt").write_text(
             f"{found}\n\n{''.join(traceback.format_exception(error))}"
         )
@@ -89,10 +98,24 @@ def _field_by_field(subject: Subject) -> Callable[[bytes, int, int], bytes]:
     return mutate
 
 
+def _operations(data: bytes) -> int:
+    """What seeds the changes to an image."""
+    return len(data) + sum(data[:512])
+
+
+def _described(subject: Subject, data: bytes, operations: int) -> Recipe:
+    """The recipe of an image: of all seeds, that which is most like it."""
+    recipes = []
+    for seed in subject.seeds:
+        edits, length = difference(subject.image(seed), data)
+        recipes.append(Recipe(subject.format, seed, edits, length, operations))
+    return min(recipes, key=lambda recipe: sum(len(edit.data) for edit in recipe.edits))
+
+
 def main() -> None:
     """Fuzz until libFuzzer's arguments say that it is enough. It ends the process itself."""
     name, folder, arguments = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    mutator = None
+    mutator = recipe = None
     corpus = Path(tempfile.mkdtemp(prefix="imgtool-fuzz-"))
     subject_name, _, kind = name.partition("-")
     longest = _LONGEST
@@ -110,13 +133,15 @@ def main() -> None:
         else:
             mutator = _field_by_field(subject)
             execute = lambda data: explore(subject, data)  # noqa: E731
+            recipe = lambda data: _described(subject, data, 0)  # noqa: E731
             if kind == "write":
-                execute = lambda data: change(subject, data, len(data) + sum(data[:512]))  # noqa: E731
+                execute = lambda data: change(subject, data, _operations(data))  # noqa: E731
+                recipe = lambda data: _described(subject, data, _operations(data))  # noqa: E731
             longest = max(longest, min(len(subject.image(seed)) for seed in subject.seeds))
             for seed in subject.seeds:
                 if len(subject.image(seed)) <= longest:
                     (corpus / seed).write_bytes(subject.image(seed))
-    watch = _Watch(name, execute, folder)
+    watch = _Watch(name, execute, folder, recipe)
     options = [f"-max_len={longest}", "-rss_limit_mb=0", "-timeout=300", "-print_final_stats=0"]
     command = [sys.argv[0], str(corpus), *options, "-verbosity=0", *arguments]
     if mutator is None:

@@ -73,6 +73,20 @@ class Recipe:
         )
 
 
+def difference(image: bytes, changed: bytes) -> tuple[tuple[Edit, ...], int | None]:
+    """The edits, by offset, and the length, that make ``changed`` of ``image``."""
+    edits: list[Edit] = []
+    size = 1 << 6
+    for start in range(0, len(changed), size):
+        part = changed[start : start + size]
+        if part != image[start : start + size]:
+            if edits and int(edits[-1].place[1:]) + len(edits[-1].data) == start:
+                edits[-1] = edits[-1]._replace(data=edits[-1].data + part)
+            else:
+                edits.append(Edit(f"@{start}", part))
+    return tuple(edits), None if len(changed) == len(image) else len(changed)
+
+
 def merged(edits: Sequence[Edit]) -> list[Edit]:
     """Edits without those that a later one at the same place replaces whole."""
     kept: dict[str, bytes] = {}

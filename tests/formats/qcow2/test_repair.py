@@ -622,3 +622,21 @@ def test_a_snapshot_whose_name_ends_past_the_end_of_the_file() -> None:
     after, result = repaired(image)
     assert any("past the end of the file" in line for line in result.messages)
     assert_repaired(image, after)
+
+
+def test_what_names_no_table_is_given_none() -> None:
+    """The header is counted twice, which one bit cannot say: L1 entries of zeros stay so."""
+    builder, image = built("refcount-1")
+    image = put(image, builder.places["l1"][0], struct.pack(">Q", COPIED | 4))
+    image = put(image, _TABLE_OFFSET, bytes(8))
+    after, _ = repaired(image)
+    assert all(piece is not None and not any(piece) for piece in seen(after)[None])
+    assert_repaired(image, after)
+
+
+def test_clusters_that_a_repair_adds_are_not_compared() -> None:
+    _, image = built("refcount-32")
+    image = put(image, 36, struct.pack(">I", 0x100001))
+    image = put(image, _TABLE_CLUSTERS, bytes(4))
+    after, _ = repaired(image)
+    assert_repaired(image, after)

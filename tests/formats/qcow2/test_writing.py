@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
 from array import array
 from pathlib import Path
@@ -300,3 +301,19 @@ def test_a_table_that_cannot_be_read_fails_the_write(tmp_path: Path) -> None:
     assert array("Q", path.read_bytes()[l1 : l1 + 8]) == array(
         "Q", (COPIED | (1 << 40)).to_bytes(8, "big")
     )
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_snapshot_of_a_disk_too_large_for_the_image(size: int) -> None:
+    """It is refused before anything changes, and before memory is taken for its L1 table."""
+    builder = ImageBuilder(1 << 20, cluster_bits=9)
+    builder.data(0)
+    builder.snapshot(b"1", b"one", extra=struct.pack(">QQ", 0, size))
+    storage = MemoryStorage(builder.build())
+    before = storage.getvalue()
+    with (
+        open_disk(storage, "qcow2", writable=True) as disk,
+        pytest.raises(CorruptImage, match="too large"),
+    ):
+        disk.apply_snapshot("1")
+    assert storage.getvalue() == before

@@ -77,5 +77,4 @@ LUKS = Subject(
     parsers={"describe": luks.describe, "volume": luks_header.Volume.parse},
     password=PASSWORD,
     during=cheap_keys,
-    cluster=512,
 )

@@ -12,12 +12,17 @@ from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Override, Reference, Trust
 from imgtool.device import BlockDevice
 from imgtool.ops.check import check
+from imgtool.ops.hash import hash_image
 from imgtool.ops.info import describe
 from imgtool.ops.map import extent_dict
+from imgtool.ops.measure import measure
 from imgtool.secrets import Secret, Secrets
 from imgtool.storage.memory import MemoryStorage
 from tests.kit.fuzz.rules import (
+    CHECK_BEYOND,
     CHECK_READS,
+    DISK_BEYOND,
+    DISK_READS,
     INFO_READS,
     OPEN_SECONDS,
     SECONDS,
@@ -34,6 +39,7 @@ from tests.kit.fuzz.subject import Subject
 #: So much of a disk is read at its start and at its end, in pieces; bytes.
 SPAN = 2 << 20
 _PIECE = 1 << 18
+_SECTOR = 512
 
 #: Extents of a disk that are looked at: a small file may well map a very large disk.
 _MOST_EXTENTS = 20_000
@@ -66,6 +72,8 @@ class _Explorer:
     def __init__(self, subject: Subject, image: bytes, format: str | None) -> None:
         self.refusals = 0
         self.opened = False
+        self._cluster: int | None = None
+        self._size = SPAN + 1
         self._subject = subject
         self._format = format
         self._image = image
@@ -76,6 +84,7 @@ class _Explorer:
         with self._step():
             self._check()
         self._with(self._contents, self._bitmaps)
+        self._whole()
         for wanted in self._snapshots:
             self._with(self._contents, options={"snapshot": wanted})
         self._confined()
@@ -115,7 +124,9 @@ class _Explorer:
         """Everything that ``info`` tells."""
         clock = Clock()
         with self._step():
-            json.dumps(describe(device).to_dict())
+            found = describe(device)
+            self._cluster = found.cluster_size
+            json.dumps(found.to_dict())
         with self._step():
             _ = device.creation_options, device.stored_bitmaps
         clock.within(OPEN_SECONDS, "info")
@@ -133,10 +144,10 @@ class _Explorer:
                     Reference(storage, self._format), opener=_opener(self._subject), report=report
                 )
             finally:
-                read_at_most(storage, len(self._image), CHECK_READS, "check")
+                read_at_most(storage, len(self._image), CHECK_READS, "check", CHECK_BEYOND)
 
     def _contents(self, device: BlockDevice) -> None:
-        size = device.size
+        self._size = size = device.size
         if not 0 <= size < 1 << 63:
             raise Broken(f"a disk of {size} bytes")
         self._extents(device)
@@ -152,7 +163,7 @@ class _Explorer:
         if len(first) != length:
             raise Broken(f"{len(first)} bytes in place of {length}")
         taken = self._storage.bytes_read - before
-        if taken > 4 * length + 3 * self._subject.cluster:
+        if taken > DISK_READS * length + DISK_BEYOND * (self._cluster or _SECTOR):
             raise Broken(f"reading {length} bytes read {taken} of the file")
         if (
             device.read_at(offset + length // 3, min(length - length // 3, 999))
@@ -170,6 +181,19 @@ class _Explorer:
                 position = extent.end
                 if position > device.size:
                     raise Broken(f"{extent} lies outside a disk of {device.size} bytes")
+
+    def _whole(self) -> None:
+        """What goes through the disk from one end to the other, if that is not far."""
+        if self._size > SPAN:
+            return
+        opener = _opener(self._subject)
+        with self._step():
+            measure(self._alone(), opener=opener)
+        with self._step():
+            hash_image(self._alone(), workers=1, opener=opener)
+
+    def _alone(self) -> Reference:
+        return Reference(self._memory(), self._subject.format, {}, {"backing": None})
 
     def _bitmaps(self, device: BlockDevice) -> None:
         loader = registry.find(device.format).load_bitmapper()

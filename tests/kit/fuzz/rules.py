@@ -4,8 +4,9 @@
 * No execution takes more than :data:`MEMORY` bytes on top of what the process has.
 * Opening takes at most :data:`OPEN_SECONDS` of the processor, a whole execution
   :data:`SECONDS`.
-* Opening, ``info`` and ``check`` read the file a few times at most (:data:`INFO_READS`,
-  :data:`CHECK_READS`), reading a disk a few times what is asked for.
+* Opening and ``info`` read no more than the file holds (:data:`INFO_READS`), ``check`` little
+  more (:data:`CHECK_READS`), and reading a disk little more than is asked for
+  (:data:`DISK_READS`).
 * What is opened for reading is not written to.
 """
 
@@ -35,11 +36,15 @@ SECONDS = 20.0
 #: What is read whatever the file's length is: heads and tails for probing, sectors of headers.
 _SMALL = 64 << 10
 
-#: How often opening and ``info`` together read each byte that the file has: once for the header,
-#: and once for each table that may, in a damaged image, lie in the same place as another.
-INFO_READS = 5
-#: The same of ``check``, which walks the tables for two counts.
-CHECK_READS = 12
+#: How often opening and ``info`` together may read all of the file.
+INFO_READS = 1
+#: The same of ``check``, and the bytes beyond for tables that lie, unaligned, upon each other.
+CHECK_READS = 3
+CHECK_BEYOND = 16 * MiB
+#: What is read of a disk, the file's bytes for the disk's; and the clusters beyond, for the table
+#: that maps a range, and for what is encoded at its ends.
+DISK_READS = 2
+DISK_BEYOND = 3
 
 
 class Broken(AssertionError):
@@ -174,7 +179,9 @@ def status(field: str) -> int:
     return int(text[start : text.index("kB", start)]) << 10
 
 
-def read_at_most(storage: WatchedStorage, size: int, times: float, what: str) -> None:
+def read_at_most(
+    storage: WatchedStorage, size: int, times: int, what: str, beyond: int = 0
+) -> None:
     """Raise :class:`Broken` if more was read than all of the file, of ``size`` bytes, so often."""
-    if storage.bytes_read > int(times * size) + _SMALL:
+    if storage.bytes_read > times * size + beyond + _SMALL:
         raise Broken(f"{what} read {storage.bytes_read} bytes of a file of {size}")

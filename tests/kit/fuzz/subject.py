@@ -19,7 +19,7 @@ class Subject:
     ``seeds`` make sound images. ``structures`` follows one, with the format's own schemas, and says
     where its structures are. ``schemas`` are all that the format parses, ``parsers`` the functions
     that judge bytes without a file. ``password`` opens the seeds; ``during`` holds while images are
-    open. ``cluster`` bounds, in bytes, what may be read to answer for one guest byte.
+    open.
     """
 
     format: str
@@ -29,7 +29,6 @@ class Subject:
     parsers: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
     password: str | None = None
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    cluster: int = 2 << 20
 
     def image(self, seed: str) -> bytes:
         """The seed image called ``seed``."""

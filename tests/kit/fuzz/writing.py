@@ -41,6 +41,9 @@ _SECTOR = 512
 
 _MOST_CHANGES = 8
 
+#: What options are given that have no choices, by their type.
+_VALUES = {"bool (on/off)": ("on", "off"), "num": ("1", "8", "64"), "size": ("1M",)}
+
 
 def change(subject: Subject, image: bytes, seed: int) -> Outcome:
     """Change ``image`` as ``seed`` says, and repair it. Raises whatever breaks a rule."""
@@ -91,7 +94,7 @@ class _Execution:
         changes: tuple[Callable[[BlockDevice], None], ...] = (
             self._write_data, self._write_data, self._write_data, self._write_zeroes,
             self._discard, self._resize, self._snapshot, self._bitmap, self._encoded,
-            lambda device: device.flush(), self._trim,
+            lambda device: device.flush(), self._amend, lambda device: device.make_empty(),
         )  # fmt: skip
         with refusing(*self._storages) as refusals:
             self._chance.choice(changes)(device)
@@ -167,9 +170,19 @@ class _Execution:
             device.write_encoded(offset, encoded)
             self._expect(device, offset, data)
 
-    def _trim(self, device: BlockDevice) -> None:
-        """Giving back space is for images that a check has found nothing wrong with."""
-        device.flush()
+    def _amend(self, device: BlockDevice) -> None:
+        chosen = registry.find(device.format)
+        amender = chosen.load_amender()
+        if amender is None:
+            return
+        table = chosen.amend_options
+        values = [
+            (option.name, value)
+            for option in table
+            for value in (*option.choices, *_VALUES.get(option.type, ()))
+        ]
+        name, value = self._chance.choice(values)
+        amender(device, table.check({name: value}), None)
 
     # Repairing
 

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imgtool.chain import Reference, Settings, has_protocol, plain_path
+from imgtool.chain import Reference, Settings, has_protocol
 from imgtool.cli.names import reference
-from imgtool.errors import BadOption, ImageError, NotPermitted
+from imgtool.errors import BadOption, ImageError
 from imgtool.names import file_path, recorded_path
 from imgtool.options import split_pairs
 from imgtool.schema.fields import build, parse
-from imgtool.storage.memory import MemoryStorage
 from imgtool.units import MAX_SIZE, parse_size
 from tests.fuzz.subjects import SUBJECTS
 from tests.fuzz.words import understand
@@ -260,15 +259,6 @@ _STORED = st.text(max_size=30) | st.builds(
         max_size=6,
     ),
 )
-
-
-@given(_STORED)
-def test_stored_names_are_plain_paths_or_refused(name: str) -> None:
-    image = MemoryStorage(b"", "dir/x.img")
-    with contextlib.suppress(NotPermitted):
-        path = plain_path(image, name, "backing file")
-        assert path == name.removeprefix("file:")
-        assert path.startswith("/")
 
 
 @given(_STORED)

@@ -193,7 +193,7 @@ class _Explorer:
             hash_image(self._alone(), workers=1, opener=opener)
 
     def _alone(self) -> Reference:
-        return Reference(self._memory(), self._subject.format, {}, {"backing": None})
+        return Reference(self._memory(), self._subject.format, {}, _children(None))
 
     def _bitmaps(self, device: BlockDevice) -> None:
         loader = registry.find(device.format).load_bitmapper()
@@ -221,11 +221,14 @@ def open_image(
     data: WatchedStorage | None = None,
 ) -> BlockDevice:
     """Open an image alone: on no backing image, and with a data file in memory if it wants one."""
-    if data is None:
-        data = WatchedStorage(MemoryStorage(_DATA, "data.raw", read_only=not writable))
-    children: dict[str, Override] = {"backing": None, "data-file": Reference(data, "raw")}
     opener = _opener(subject, follow=follow, writable=writable)
-    return opener.reference(Reference(storage, format, options or {}, children))
+    return opener.reference(Reference(storage, format, options or {}, _children(data)))
+
+
+def _children(data: WatchedStorage | None) -> dict[str, Override]:
+    """No backing image, and a data file in memory."""
+    chosen = MemoryStorage(_DATA, "data.raw", read_only=True) if data is None else data
+    return {"backing": None, "data-file": Reference(chosen, "raw")}
 
 
 def _opener(subject: Subject, *, follow: bool = True, writable: bool = False) -> Opener:

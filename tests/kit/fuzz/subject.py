@@ -18,7 +18,8 @@ class Subject:
 
     ``seeds`` make sound images. ``structures`` follows one, with the format's own schemas, and says
     where its structures are. ``schemas`` are all that the format parses, ``parsers`` the functions
-    that judge bytes without a file. ``password`` opens the seeds; ``during`` holds while images are
+    that judge bytes without a file. ``beyond_repair`` matches
+    what a check may find after a repair. ``password`` opens the seeds; ``during`` holds while images are
     open.
     """
 
@@ -28,6 +29,7 @@ class Subject:
     schemas: Mapping[str, Any] = field(default_factory=dict)
     parsers: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
     password: str | None = None
+    beyond_repair: str = "(?!)"
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def image(self, seed: str) -> bytes:

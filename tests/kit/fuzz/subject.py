@@ -18,9 +18,8 @@ class Subject:
 
     ``seeds`` make sound images. ``structures`` follows one, with the format's own schemas, and says
     where its structures are. ``schemas`` are all that the format parses, ``parsers`` the functions
-    that judge bytes without a file. ``beyond_repair`` matches
-    what a check may find after a repair. ``password`` opens the seeds; ``during`` holds while images are
-    open.
+    that judge bytes without a file. ``password`` opens the seeds. ``beyond_repair`` matches what a
+    check may find after a repair. ``during`` holds while images are open.
     """
 
     format: str

@@ -6,7 +6,7 @@ What is found is written to a folder, as recipes that go into ``tests/fuzz/corpu
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import secrets
 import subprocess
 import sys
@@ -69,19 +69,32 @@ def _structure(target: Target, campaign: str, seconds: float, arguments: argpars
 
 
 def _atheris(target: str, seconds: float, findings: Path) -> int:
-    """libFuzzer wants a process for itself."""
+    """libFuzzer wants a process for itself; what it says goes to a file beside the findings."""
     findings.mkdir(exist_ok=True)
-    before = set(os.listdir(findings))
+    before = set(findings.glob(f"{target}-*.txt"))
     start = time.monotonic()
     command = [sys.executable, "-m", "tests.campaigns.fuzz_atheris", target, str(findings)]
-    done = subprocess.run(
-        [*command, f"-max_total_time={max(1, int(seconds))}"], check=False, stdin=subprocess.DEVNULL
+    with (findings / f"{target}.log").open("w") as log:
+        status = subprocess.run(
+            [*command, f"-max_total_time={max(1, int(seconds))}"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        ).returncode
+    new = sorted(set(findings.glob(f"{target}-*.txt")) - before)
+    for path in new:
+        print(f"{path}: {path.read_text().splitlines()[0]}")
+    if status:
+        print(f"{log.name}: ended with {status}")
+    figures = findings / f"{target}.figures"
+    executions = json.loads(figures.read_text())["executions"] if figures.exists() else 0
+    print(
+        f"{target}: {executions} executions in {time.monotonic() - start:.0f} s; "
+        f"{len(new)} findings",
+        flush=True,
     )
-    new = sorted(set(os.listdir(findings)) - before)
-    print(f"{target}: atheris ended with {done.returncode} after {time.monotonic() - start:.0f} s")
-    for name in new:
-        print(f"{findings / name}")
-    return len(new) + (done.returncode != 0)
+    return len(new) + (status != 0)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ arguments behind it are libFuzzer's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
+import pkgutil
 import random
 import sys
 import tempfile
@@ -20,6 +23,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["imgtool"]):
+    import imgtool
+
+    # What is imported later, where it is needed, would not be followed.
+    for module in pkgutil.walk_packages(imgtool.__path__, "imgtool."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     from tests.fuzz.subjects import SUBJECTS
     from tests.fuzz.words import understand
     from tests.kit.fuzz import layout
@@ -141,6 +150,10 @@ def main() -> None:
             for seed in subject.seeds:
                 if len(subject.image(seed)) <= longest:
                     (corpus / seed).write_bytes(subject.image(seed))
+    for seed in corpus.iterdir():
+        # What is allocated once and for all is not the first execution's.
+        with contextlib.suppress(Exception):
+            execute(seed.read_bytes())
     watch = _Watch(name, execute, folder, recipe)
     options = [f"-max_len={longest}", "-rss_limit_mb=0", "-timeout=300", "-print_final_stats=0"]
     command = [sys.argv[0], str(corpus), *options, "-verbosity=0", *arguments]

@@ -1,4 +1,4 @@
-"""Metadata that lies upon other metadata. An image like that is not written to.
+"""Metadata that lies upon other metadata, or past the end. An image like that is not written to.
 
 :mod:`~imgtool.formats.qcow2.overlap` keeps data from being written over metadata; but a table that
 is itself where another lies overwrites that with every entry that changes.
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from imgtool.formats.qcow2.bitmaps import Bitmap
-from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
 from imgtool.formats.qcow2.snapshots import Snapshot
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def collision(
+    file_size: int,
     header: Header,
     l1: array[int],
     refcount_table: array[int],
@@ -29,6 +29,8 @@ def collision(
     bitmaps: list[Bitmap],
 ) -> int | None:
     """The host offset at which two pieces of metadata meet, or None if none do.
+
+    Or of a piece that ends a cluster or more past the end of the file, of ``file_size`` bytes.
 
     The active L2 tables and the refcount blocks may be millions; the rest are ranges. L2 tables of
     snapshots are left out: they may well be active ones.
@@ -38,14 +40,14 @@ def collision(
     bits = header.geometry.cluster_bits
     clusters = _clusters(l1, refcount_table, bits)
     found = clusters[1:][clusters[1:] == clusters[:-1]][:1].tolist()
-    reached = -1
+    reached, past = -1, (file_size + header.geometry.cluster_size) >> bits
     for first, last in sorted(
         (offset >> bits, (offset + length - 1) >> bits)
         for offset, length in _ranges(header, snapshots, bitmaps)
     ):
         place = np.searchsorted(clusters, np.uint64(first))
         found += [int(cluster) for cluster in clusters[place : place + 1] if cluster <= last]
-        if first <= reached:
+        if first <= reached or last > past:
             found.append(first)
         reached = max(reached, last)
     return min(found) << bits if found else None
@@ -81,11 +83,7 @@ def _ranges(
         (header.l1_table_offset, header.l1_size * 8),
         (header.snapshots_offset, sum(snapshot.size_on_disk for snapshot in snapshots)),
     ]
-    # Those that are too large are refused when they are used.
-    found += [
-        (snapshot.l1_table_offset, min(snapshot.l1_size * 8, MAX_L1_BYTES))
-        for snapshot in snapshots
-    ]
+    found += [(snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in snapshots]
     found += [(bitmap.table_offset, bitmap.table_size * 8) for bitmap in bitmaps]
     if header.bitmaps is not None:
         found.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))

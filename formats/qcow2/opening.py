@@ -139,11 +139,11 @@ def _writable(
     table = read_refcount_table(storage, header)
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
     snapshots, bitmaps = read_snapshots(storage, header), read_bitmaps(storage, header)
-    met = collision(header, l1, table, snapshots, bitmaps)
+    met = collision(storage.size(), header, l1, table, snapshots, bitmaps)
     if met is not None:
         raise CorruptImage(
             "It can only be read, or repaired with imgtool check -r all: metadata lies upon other "
-            "metadata",
+            "metadata, or past the end of the file",
             met,
             filename=storage.name,
         )

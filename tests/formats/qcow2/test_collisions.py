@@ -96,3 +96,14 @@ def test_luks_headers_and_bitmap_directories_count() -> None:
         image = patch(image, schema.HEADER_V2, refcount_table_offset=table)
         with pytest.raises(CorruptImage):
             open_disk(MemoryStorage(image), "qcow2", writable=True)
+
+
+@pytest.mark.parametrize("entries", [2000, (1 << 32) - 1])
+def test_a_snapshot_whose_l1_table_ends_past_the_file(entries: int) -> None:
+    """No memory is taken for where it claims to lie."""
+    builder, image = built()
+    place = builder.places["snapshots"][0]
+    last = len(image) - 4096
+    image = patch(image, schema.SNAPSHOT_HEAD, place, l1_size=entries, l1_table_offset=last)
+    with pytest.raises(CorruptImage, match="past the end of the file"):
+        open_disk(MemoryStorage(image), "qcow2", writable=True)

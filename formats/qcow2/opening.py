@@ -128,6 +128,7 @@ def _writable(
     # Readers do without these modules, and start sooner.
     from imgtool.formats.qcow2.allocator import Allocator
     from imgtool.formats.qcow2.bitmaps import read_bitmaps
+    from imgtool.formats.qcow2.collisions import collision
     from imgtool.formats.qcow2.overlap import MetadataMap
     from imgtool.formats.qcow2.refcounts import read_refcount_table
     from imgtool.formats.qcow2.writable import WritableQcow2
@@ -142,6 +143,14 @@ def _writable(
     storage.account.charge(len(table) * 8, "The refcount table")
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)
     snapshots, bitmaps = read_snapshots(storage, header), read_bitmaps(storage, header)
+    met = collision(storage.size(), header, l1, table, snapshots, bitmaps)
+    if met is not None:
+        raise CorruptImage(
+            "It can only be read, or repaired with imgtool check -r all: metadata lies upon other "
+            "metadata, or past the end of the file",
+            met,
+            filename=storage.name,
+        )
     allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)
     contents = data
     if cipher is not None:

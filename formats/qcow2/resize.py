@@ -38,14 +38,16 @@ def resize(device: WritableQcow2, size: int, preallocation: str = "off") -> None
         raise BadOption("Preallocation can't be used for shrinking an image", filename=device.name)
     with device.exclusive():
         device.flush()
-        if device.header.bitmaps is not None:
-            device.bitmap_store.resize(size)
+        # Those that were only just added are in no header yet.
+        bitmaps = device.bitmap_store if len(device.bitmap_store) else None
+        if bitmaps is not None:
+            bitmaps.resize(size)
         if size < device.size:
             _shrink(device, size)
         elif size > device.size:
             _grow(device, size, preallocation)
-        if device.header.bitmaps is not None:
-            device.bitmap_store.store()
+        if bitmaps is not None:
+            bitmaps.store()
 
 
 def _grow(device: WritableQcow2, size: int, preallocation: str) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imgtool.errors import BadOption, ImageError
+from imgtool.errors import BadOption, CorruptImage, ImageError
+from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
 from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
@@ -26,6 +27,7 @@ from imgtool.formats.qcow2.snapshots import (
 )
 from imgtool.formats.qcow2.tables import read_l1, read_table
 from imgtool.schema.fields import big_endian_bytes
+from imgtool.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
@@ -91,6 +93,10 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
         metadata, header = device.metadata, device.header
         l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
         size = header.size if snapshot.disk_size is None else snapshot.disk_size
+        if size > MAX_SIZE or header.geometry.l1_entries(size) * 8 > MAX_L1_BYTES:
+            raise CorruptImage(
+                f"The disk size {size} of the snapshot is too large", filename=device.name
+            )
         for clusters in referenced(device.storage, header, l1):
             metadata.allocator.change_many(clusters, +1)
             metadata.flush_if_crowded()

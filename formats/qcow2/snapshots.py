@@ -21,7 +21,7 @@ MAX_NAME_BYTES = 65536 * 256
 #: What an entry takes in memory besides its extra data and its names; bytes.
 _ENTRY_BYTES = 1024
 
-_HEAD = schema.SNAPSHOT_HEAD.sizeof()
+_HEAD: int = schema.SNAPSHOT_HEAD.sizeof()
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,14 @@ class Snapshot:
         return self.raw_name.decode("utf-8", "surrogateescape")
 
     @property
+    def length(self) -> int:
+        """Bytes of the entry in the snapshot table it was read from, without padding."""
+        return _HEAD + len(self.extra_data) + len(self.raw_id) + len(self.raw_name)
+
+    @property
     def size_on_disk(self) -> int:
-        """Bytes that the entry takes in the snapshot table it was read from, padding included."""
-        names = len(self.raw_id) + len(self.raw_name)
-        return align_up(_HEAD + len(self.extra_data) + names, 8)
+        """The same with the padding that the next entry begins behind."""
+        return align_up(self.length, 8)
 
 
 def read_snapshots(storage: Storage, header: Header) -> list[Snapshot]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import imgtool
+from imgtool.ops.bitmap import bitmaps_of
 from imgtool.storage.memory import MemoryStorage
 from tests.kit.disks import check_extents
 from tests.kit.machine import save_machine
@@ -140,3 +141,14 @@ def test_the_state_of_a_machine_does_not_show_in_a_grown_disk(tmp_path: Path) ->
     imgtool.apply_snapshot(path, "state")
     imgtool.delete_snapshot(path, "state")
     assert check(path)["exit"] == 0
+
+
+def test_a_bitmap_that_was_only_just_added_follows(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    imgtool.create(path, MiB)
+    with imgtool.open(path, writable=True) as disk:
+        bitmaps_of(disk).add("new", 65536)
+        disk.resize(4 * MiB)
+        disk.write_at(3 * MiB, b"behind the old end")
+    with imgtool.open(path) as disk:
+        assert list(bitmaps_of(disk).ranges("new")) == [(3 * MiB, 65536)]

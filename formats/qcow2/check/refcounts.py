@@ -146,7 +146,9 @@ class RefcountCheck:
         blocks = div_round_up(clusters, self.per_block)
         there = np.flatnonzero(self.table[:blocks])
         if len(there) < blocks:
-            there = np.union1d(there, self._state.tally.touched(self.per_block))
+            touched = self._state.tally.touched(self.per_block)
+            # A repair adds clusters behind those that it found.
+            there = np.union1d(there, touched[touched < blocks])
         numbers: list[int] = there.tolist()
         return numbers
 

@@ -79,10 +79,12 @@ class Split:
             place = offset + 8 * start
             words = self._state.read_table(place, min(_STEP, entries - start))
             offsets = words & np.uint64(L1_OFFSET_MASK)
-            clusters = (offsets >> np.uint64(self._bits)).astype(np.int64)
+            # An entry that names no table has nothing to do with cluster 0.
+            named = np.flatnonzero(offsets)
+            clusters = (offsets[named] >> np.uint64(self._bits)).astype(np.int64)
             changed = False
-            for index in self._hit(clusters).tolist():
-                cluster = int(clusters[index])
+            for hit in self._hit(clusters).tolist():
+                index, cluster = named[hit], int(clusters[hit])
                 if self._may_leave(range(cluster, cluster + 1), 1, 1):
                     data = self._state.storage.read_at(cluster << self._bits, 1 << self._bits)
                     words[index] = self._fresh.place(data)

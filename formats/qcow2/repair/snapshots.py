@@ -31,10 +31,17 @@ def readable_snapshots(
     Also says whether the table is whole: otherwise it is to be written anew.
     """
     found: list[Snapshot] = []
-    whole = True
+    whole, offset, held = True, header.snapshots_offset, storage.size()
     try:
         read = entries(storage, header, most_extra=MAX_TABLE_BYTES, whole=False)
         for number, snapshot in enumerate(read):
+            if offset + snapshot.length > held:
+                findings.corruption(
+                    f"Snapshot table entry {number} ends past the end of the file: zeros in its "
+                    "place"
+                )
+                whole = False
+            offset += snapshot.size_on_disk
             if len(snapshot.extra_data) > MAX_EXTRA_DATA:
                 findings.corruption(
                     f"Discarding too much extra metadata in snapshot table entry {number} "

@@ -15,11 +15,12 @@ import pytest
 import imgtool
 from imgtool.errors import ImageError, ReadOnly
 from imgtool.format import CheckResult
+from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.check import check
 from imgtool.formats.qcow2.repair import repair
 from imgtool.storage.base import Storage
 from imgtool.storage.memory import MemoryStorage
-from tests.kit.corrupt import flips, overwrites, put
+from tests.kit.corrupt import flips, overwrites, patch, put
 from tests.kit.disks import NONE, open_disk
 from tests.kit.effort import effort
 from tests.kit.faults import FailingStorage, WrappedStorage, nth
@@ -611,3 +612,31 @@ def test_what_lies_upon_each_other_does_not_blow_up_the_file() -> None:
     assert len(after) < 300 << 20
     assert result.corruptions
     assert_nothing_lost(seen(damaged), seen(after))
+
+
+def test_a_snapshot_whose_name_ends_past_the_end_of_the_file() -> None:
+    """The table is written anew: it would be refused as it stands."""
+    builder, image = built("4k")
+    place, _ = builder.places["snapshots"]
+    image = patch(image, schema.SNAPSHOT_HEAD, place, name_size=60_000)
+    after, result = repaired(image)
+    assert any("past the end of the file" in line for line in result.messages)
+    assert_repaired(image, after)
+
+
+def test_what_names_no_table_is_given_none() -> None:
+    """The header is counted twice, which one bit cannot say: L1 entries of zeros stay so."""
+    builder, image = built("refcount-1")
+    image = put(image, builder.places["l1"][0], struct.pack(">Q", COPIED | 4))
+    image = put(image, _TABLE_OFFSET, bytes(8))
+    after, _ = repaired(image)
+    assert all(piece is not None and not any(piece) for piece in seen(after)[None])
+    assert_repaired(image, after)
+
+
+def test_clusters_that_a_repair_adds_are_not_compared() -> None:
+    _, image = built("refcount-32")
+    image = put(image, 36, struct.pack(">I", 0x100001))
+    image = put(image, _TABLE_CLUSTERS, bytes(4))
+    after, _ = repaired(image)
+    assert_repaired(image, after)

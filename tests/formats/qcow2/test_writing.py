@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
 from array import array
 from pathlib import Path
@@ -316,3 +317,19 @@ def test_what_is_not_allocated_costs_next_to_nothing(tmp_path: Path) -> None:
         data = [part for part in parts if part.kind is Kind.DATA]
         assert [part.offset for part in data] == [3 * GiB, 8 * GiB - 512]
         assert sum(part.length for part in parts) == device.size
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_snapshot_of_a_disk_too_large_for_the_image(size: int) -> None:
+    """It is refused before anything changes, and before memory is taken for its L1 table."""
+    builder = ImageBuilder(1 << 20, cluster_bits=9)
+    builder.data(0)
+    builder.snapshot(b"1", b"one", extra=struct.pack(">QQ", 0, size))
+    storage = MemoryStorage(builder.build())
+    before = storage.getvalue()
+    with (
+        open_disk(storage, "qcow2", writable=True) as disk,
+        pytest.raises(CorruptImage, match="too large"),
+    ):
+        disk.apply_snapshot("1")
+    assert storage.getvalue() == before

@@ -1,0 +1,1 @@
+"""Fuzzing of whole images: one small declaration a format, a :class:`~.subject.Subject`."""

@@ -84,7 +84,9 @@ class Qcow2Device(MappedDevice):
         )
         self._decoded = DecodedClusters(_DECODED_BYTES)
         # Plain entries of whole clusters say where the bytes lie without another look.
-        self._plain_entries = not header.geometry.extended_l2
+        self._plain_entries = (
+            not header.geometry.extended_l2 and header.crypt_method is not Crypt.AES
+        )
         if encrypted and contents is None:
             self._incomplete = "password"
         elif not follow:
@@ -222,7 +224,14 @@ class Qcow2Device(MappedDevice):
         geometry = self.header.geometry
         index = offset >> geometry.cluster_bits
         entries = geometry.l2_entries
-        table = self._tables.get(index // entries) if self._plain_entries else None
+        l1_index = index // entries
+        # The L1 table of a snapshot may be shorter than its disk.
+        if not self._plain_entries or l1_index >= len(self._tables.l1):
+            return None
+        try:
+            table = self._tables.get(l1_index)
+        except CorruptImage:
+            return None  # it is told of where the mapping is looked at
         if table is None:
             return None
         index %= entries

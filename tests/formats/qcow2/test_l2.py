@@ -53,8 +53,9 @@ def test_loop_and_bulk(seed: int) -> None:
             table.append(next_entry(chance, before, ZERO if version == 3 else 0))
         first = chance.randrange(len(table))
         count = chance.randrange(1, len(table) - first + 1)
-        one_by_one = seen(reader._standard(table, first, count, first << BITS))
-        assert one_by_one == seen(reader._bulk(table, first, count, first << BITS))
+        for whole in (False, True):
+            one_by_one = seen(reader._standard(table, first, count, first << BITS, whole))
+            assert one_by_one == seen(reader._bulk(table, first, count, first << BITS, whole))
 
 
 def plain(entry: int, bitmap: int, index: int, storage: MemoryStorage) -> list[Extent]:

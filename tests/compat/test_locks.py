@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def machine(path: Path, format: str, writable: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def daemon(path: Path, format: str, writable: bool) -> Iterator[None]:
     """qemu-storage-daemon, exporting the image."""
-    socket = path.parent / "daemon"
+    place = path.parent / "daemon"
     node: dict[str, object] = {
         "driver": format, "node-name": "disk", "read-only": not writable,
         "file": {"driver": "file", "filename": str(path)},
@@ -90,7 +91,7 @@ def daemon(path: Path, format: str, writable: bool) -> Iterator[None]:
     word = "on" if writable else "off"
     command = [
         require_tool("qemu-storage-daemon"), "--blockdev", json.dumps(node),
-        "--nbd-server", f"addr.type=unix,addr.path={socket}",
+        "--nbd-server", f"addr.type=unix,addr.path={place}",
         "--export", f"type=nbd,id=export,node-name=disk,writable={word}",
         "--chardev", "stdio,id=chat", "--monitor", "chardev=chat",
     ]  # fmt: skip
@@ -101,14 +102,19 @@ def daemon(path: Path, format: str, writable: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def nbd(path: Path, format: str, writable: bool) -> Iterator[None]:
     """qemu-nbd, serving the image."""
-    socket = path.parent / "nbd"
-    command = [require_tool("qemu-nbd"), "-t", "-k", str(socket), "-f", format, str(path)]
+    place = path.parent / "nbd"
+    command = [require_tool("qemu-nbd"), "-t", "-k", str(place), "-f", format, str(path)]
     with _running(command if writable else [*command, "-r"]):
         end = time.monotonic() + 60
-        while not socket.exists() and time.monotonic() < end:
+        while not place.exists() and time.monotonic() < end:
             time.sleep(0.01)
-        yield
-    socket.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as client:
+            # It listens before it opens anything, and greets when it has.
+            client.settimeout(60)
+            client.connect(str(place))
+            assert client.recv(8) == b"NBDMAGIC"
+            yield
+    place.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         dirty_ranges,
         hash,
         info,
+        inspect,
         map,
         measure,
         open,
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
     )
     from imgtool.extent import Extent, Kind
     from imgtool.format import Measurement
+    from imgtool.inspection import Inspection
     from imgtool.ops.check import CheckReport
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
+    from imgtool.ops.inspect import Inspector
     from imgtool.secrets import Secret
     from imgtool.storage.base import Storage
 
@@ -68,6 +71,8 @@ __all__ = [
     "ImageError",
     "ImageInfo",
     "InUse",
+    "Inspection",
+    "Inspector",
     "Kind",
     "Measurement",
     "NotPermitted",
@@ -95,6 +100,7 @@ __all__ = [
     "dirty_ranges",
     "hash",
     "info",
+    "inspect",
     "map",
     "measure",
     "open",
@@ -119,6 +125,7 @@ _HOMES = {
         "dirty_ranges",
         "hash",
         "info",
+        "inspect",
         "map",
         "measure",
         "open",
@@ -142,9 +149,11 @@ _HOMES = {
     ),
     "imgtool.extent": ("Extent", "Kind"),
     "imgtool.format": ("Measurement",),
+    "imgtool.inspection": ("Inspection",),
     "imgtool.ops.check": ("CheckReport",),
     "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
+    "imgtool.ops.inspect": ("Inspector",),
     "imgtool.secrets": ("Secret",),
     "imgtool.storage.base": ("Storage",),
 }

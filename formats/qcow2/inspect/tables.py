@@ -1,0 +1,81 @@
+"""What the active L1 table and the refcount table point to."""
+
+from __future__ import annotations
+
+from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.inspect.layout import Layout
+from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from imgtool.inspection import Notes, Steps, file_size, pieces
+from imgtool.schema.fields import big_endian_u64
+
+
+def scan_l1(notes: Notes, header: Header, layout: Layout) -> Steps[None]:
+    """Judge the active L1 table: where its L2 tables are, and that none is used twice."""
+    return _scan(
+        notes,
+        header,
+        layout,
+        "An L2 table",
+        pieces(header.l1_table_offset, header.l1_size * 8, "The active L1 table"),
+        L1_OFFSET_MASK,
+        COPIED,
+    )
+
+
+def scan_refcount_table(notes: Notes, header: Header, layout: Layout) -> Steps[None]:
+    """Judge the refcount table: where its refcount blocks are, and that none is used twice."""
+    length = header.refcount_table_clusters * header.geometry.cluster_size
+    return _scan(
+        notes,
+        header,
+        layout,
+        "A refcount block",
+        pieces(header.refcount_table_offset, length, "The refcount table"),
+        REFCOUNT_OFFSET_MASK,
+        0,
+    )
+
+
+def _scan(
+    notes: Notes,
+    header: Header,
+    layout: Layout,
+    what: str,
+    table: pieces,
+    mask: int,
+    flags: int,
+) -> Steps[None]:
+    cluster_size = header.geometry.cluster_size
+    highest_table = max(table.end for table in layout.fixed)
+    reserved = ~(mask | flags)
+    highest, highest_at = 0, 0
+    while piece := (yield from table.next()):
+        where = table.offset - len(piece)
+        if piece.count(0) == len(piece):
+            continue
+        entries = [entry for entry in big_endian_u64(piece[: len(piece) & ~7]) if entry]
+        if any(entry & reserved for entry in entries):
+            notes.warn("reserved-bits", f"{what} has reserved bits set where it is named", where)
+        offsets = [entry & mask for entry in entries if entry & mask]
+        unique = set(offsets)
+        # Tables that map many ranges to one cluster make a disk of any size from nothing.
+        if len(unique) != len(offsets):
+            notes.unsafe("table-shared", f"{what} is used for two places", where)
+        if any(offset & (cluster_size - 1) for offset in unique):
+            notes.unsafe("corrupt", f"{what} is not aligned to a cluster", where)
+        for offset in unique:
+            if offset < highest_table and any(
+                fixed.offset < offset + cluster_size and offset < fixed.end
+                for fixed in layout.fixed
+            ):
+                notes.unsafe("table-overlap", f"{what} lies over another table", where)
+        end = max(unique, default=0)
+        if end > highest:
+            highest, highest_at = end, where
+    size = yield from file_size()
+    if highest and highest + cluster_size > size:
+        # The last cluster of a file may be cut short, but not before it begins.
+        if highest >= size:
+            notes.unsafe("table-outside", f"{what} lies past the end of the file", highest_at)
+        else:
+            notes.warn("table-short", f"{what} is cut short by the end of the file", highest_at)

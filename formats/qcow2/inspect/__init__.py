@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from imgtool.errors import UnsupportedFeature
+from typing import Any
+
+from imgtool.errors import ImageError, UnsupportedFeature
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.geometry import MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
 from imgtool.formats.qcow2.header import (
@@ -22,6 +24,8 @@ from imgtool.schema.fields import parse
 from imgtool.storage.memory import MemoryStorage
 from imgtool.units import MAX_SIZE
 
+#: What is shown of a name that breaks the limits itself.
+_MAX_NAME = 2048
 _INCOMPATIBLE = slice(schema.HEADER_V2_LENGTH, schema.HEADER_V2_LENGTH + 8)
 
 
@@ -35,18 +39,13 @@ def inspect(notes: Notes) -> Steps[None]:
     bits = fields.cluster_bits
     cluster = 1 << (bits if MIN_CLUSTER_BITS <= bits <= MAX_CLUSTER_BITS else MIN_CLUSTER_BITS)
     first = yield from read(0, cluster, "The first cluster")
-    # Told first of all, so that nothing else that is wrong hides it.
-    place, length = fields.backing_file_offset, fields.backing_file_size
-    backing = first[place : place + length] if place else b""
-    if backing:
-        notes.unsafe("backing-file", "It has a backing file", place)
-    if fields.version >= 3 and int.from_bytes(start[_INCOMPATIBLE], "big") & (
-        Incompatible.EXTERNAL_DATA_FILE
-    ):
-        notes.unsafe("data-file", "Its data is in an external file", schema.HEADER_V2_LENGTH)
-
-    header = _header(notes, first)
-    _name_files(notes, header, place)
+    try:
+        header = _header(notes, first)
+    except ImageError:
+        # Whatever else is wrong does not hide what it names.
+        _name_files_all_the_same(notes, fields, first)
+        raise
+    _name_files(notes, header, fields.backing_file_offset)
     _name_features(notes, header)
     layout = Layout(header)
     if header.crypt_method is Crypt.LUKS:
@@ -87,8 +86,20 @@ def _name_files(notes: Notes, header: Header, place: int) -> None:
         notes.file("backing-file", header.backing_file, format=header.backing_format, offset=place)
         if header.backing_format is None:
             notes.warn("backing-format", "The format of its backing file is not recorded", place)
-    if header.has_data_file and header.data_file is not None:
+    if header.has_data_file and header.data_file is None:
+        notes.unsafe("data-file", "Its data is in an external file", schema.HEADER_V2_LENGTH)
+    elif header.has_data_file and header.data_file is not None:
         notes.file("data-file", header.data_file, format="raw", offset=schema.HEADER_V2_LENGTH)
+
+
+def _name_files_all_the_same(notes: Notes, fields: Any, first: bytes) -> None:
+    place = fields.backing_file_offset
+    name = first[place : place + fields.backing_file_size][:_MAX_NAME]
+    if place and name:
+        notes.file("backing-file", name.decode("utf-8", "surrogateescape"), offset=place)
+    incompatible = int.from_bytes(first[_INCOMPATIBLE], "big")
+    if fields.version >= 3 and incompatible & Incompatible.EXTERNAL_DATA_FILE:
+        notes.unsafe("data-file", "Its data is in an external file", schema.HEADER_V2_LENGTH)
 
 
 def _name_features(notes: Notes, header: Header) -> None:

@@ -29,6 +29,7 @@ def snapshots(notes: Notes, header: Header, layout: Layout) -> Steps[None]:
         )
         return
     head_size = schema.SNAPSHOT_HEAD.sizeof()
+    end = offset
     for _ in range(count):
         data = yield from read_exact(offset, head_size, "The snapshot table")
         head = parse(schema.SNAPSHOT_HEAD, data, "The snapshot table", offset)
@@ -40,8 +41,9 @@ def snapshots(notes: Notes, header: Header, layout: Layout) -> Steps[None]:
             raise CorruptImage("The L1 table of a snapshot is not aligned", offset)
         layout.add(head.l1_table_offset, head.l1_size * 8, "The L1 table of a snapshot")
         length = head.extra_data_size + head.id_str_size + head.name_size
-        offset = align_up(offset + head_size + length, 8)
-    layout.add(header.snapshots_offset, offset - header.snapshots_offset, "The snapshot table")
+        end = offset + head_size + length
+        offset = align_up(end, 8)
+    layout.add(header.snapshots_offset, end - header.snapshots_offset, "The snapshot table")
 
 
 def bitmaps(notes: Notes, header: Header, layout: Layout) -> Steps[None]:

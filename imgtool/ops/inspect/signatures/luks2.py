@@ -10,8 +10,9 @@ from typing import Any
 
 from construct import Bytes, Const, Int16ub, Int64ub, Struct
 
-from imgtool.inspection import Notes, Steps, pieces, read_exact
+from imgtool.inspection import Notes, Steps, file_size, pieces, read_exact
 from imgtool.schema.fields import parse
+from imgtool.units import align_up
 
 _MAGIC = b"LUKS\xba\xbe"
 _VERSION = 2
@@ -61,6 +62,9 @@ def inspect(notes: Notes) -> Steps[None]:
     digest = yield from _digest(data, length, algorithm)
     if header.checksum[: len(digest)] != digest:
         notes.unsafe("luks-checksum", "The LUKS header has a wrong checksum", _CHECKSUM.start)
+    # As QEMU has it, which sees no more in it than a raw disk.
+    size = yield from file_size()
+    notes.virtual_size = align_up(size, 512)
 
 
 def _digest(data: bytes, length: int, algorithm: str) -> Steps[bytes]:

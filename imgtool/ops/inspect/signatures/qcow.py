@@ -44,9 +44,8 @@ def inspect(notes: Notes) -> Steps[None]:
     notes.variant = "version 1"
     notes.virtual_size = header.size
     if header.backing_offset:
-        notes.unsafe("backing-file", "It has a backing file", 8)
         if header.backing_size > MAX_NAME:
-            notes.unsafe("corrupt", "The backing file name is too long", 16)
+            notes.unsafe("backing-file", "It has a backing file, whose name is too long", 16)
         else:
             what = "The backing file name"
             name = yield from read(header.backing_offset, header.backing_size, what)

@@ -65,10 +65,9 @@ def inspect(notes: Notes) -> Steps[None]:
 
 
 def _backing(notes: Notes, header: Any) -> Steps[None]:
-    notes.unsafe("backing-file", "It has a backing file", 56)
     offset, length = header.backing_offset, header.backing_size
     if length > MAX_NAME or offset + length > header.header_size * header.cluster_size:
-        notes.unsafe("corrupt", "The backing file name lies outside the header", 56)
+        notes.unsafe("backing-file", "It has a backing file, whose name is not in the header", 56)
         return
     data = yield from read(offset, length, "The backing file name")
     name = data.decode("utf-8", "surrogateescape")

@@ -71,10 +71,9 @@ class Notes:
             self._problems[key] = replace(
                 known, count=known.count + 1, offset=None if known.offset is None else first
             )
-        elif len(self._problems) < MAX_PROBLEMS:
+        elif len(self._problems) < MAX_PROBLEMS or problem.code == "names-many":
             self._problems[key] = problem
-        elif problem.severity is Severity.UNSAFE and problem.code != "more":
-            # The last place is for that there are more of them.
+        elif problem.severity is Severity.UNSAFE:
             self._problems[("more", "")] = Problem(
                 "more", Severity.UNSAFE, "There are more problems"
             )

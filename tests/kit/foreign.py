@@ -6,6 +6,7 @@ are ``guest``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import uuid
@@ -197,6 +198,7 @@ def vhd_dynamic(
 # Hyper-V
 
 
+@functools.cache
 def _crc32c(data: bytes) -> int:
     crc = 0xFFFFFFFF
     for byte in data:

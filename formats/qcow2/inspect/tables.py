@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.inspect.layout import Layout
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, REFCOUNT_OFFSET_MASK
@@ -48,7 +49,8 @@ def _scan(
     cluster_size = header.geometry.cluster_size
     highest_table = max(table.end for table in layout.fixed)
     reserved = ~(mask | flags)
-    highest, highest_at = 0, 0
+    start = table.offset
+    highest, highest_at, count = 0, 0, 0
     while piece := (yield from table.next()):
         where = table.offset - len(piece)
         if piece.count(0) == len(piece):
@@ -58,21 +60,27 @@ def _scan(
             notes.warn("reserved-bits", f"{what} has reserved bits set where it is named", where)
         offsets = [entry & mask for entry in entries if entry & mask]
         unique = set(offsets)
+        if any(offset & (cluster_size - 1) for offset in unique):
+            # A table of nonsense need not be read to its end.
+            raise CorruptImage(f"{what} is not aligned to a cluster", where)
         # Tables that map many ranges to one cluster make a disk of any size from nothing.
         if len(unique) != len(offsets):
             notes.unsafe("table-shared", f"{what} is used for two places", where)
-        if any(offset & (cluster_size - 1) for offset in unique):
-            notes.unsafe("corrupt", f"{what} is not aligned to a cluster", where)
         for offset in unique:
             if offset < highest_table and any(
                 fixed.offset < offset + cluster_size and offset < fixed.end
                 for fixed in layout.fixed
             ):
                 notes.unsafe("table-overlap", f"{what} lies over another table", where)
+        count += len(offsets)
         end = max(unique, default=0)
         if end > highest:
             highest, highest_at = end, where
     size = yield from file_size()
+    if count * cluster_size > size and highest < size:
+        notes.unsafe(
+            "table-shared", f"{what} is named more often than the file has room for", start
+        )
     if highest and highest + cluster_size > size:
         # The last cluster of a file may be cut short, but not before it begins.
         if highest >= size:

@@ -26,8 +26,8 @@ _HEADER_LENGTH = 4 * _KIB
 _REGION_TABLES = (192 * _KIB, 256 * _KIB)
 _TABLE_LENGTH = 64 * _KIB
 _MAX_ENTRIES = 2047
-#: Items lie behind the table of metadata, all in one megabyte.
-_MAX_METADATA = 1 * _MIB
+#: The longest item is the locator of a parent: a few names.
+_MAX_ITEM = 64 * _KIB
 _PRESENT = 6
 _MAX_SIZE = 64 << 40
 
@@ -180,26 +180,28 @@ def _regions_inside(notes: Notes, regions: list[Any]) -> Steps[None]:
 
 def _metadata(notes: Notes, region: Any, bat: Any) -> Steps[None]:
     what = "The metadata"
-    length = min(region.length, _MAX_METADATA)
-    data = yield from read_exact(region.offset, length, what)
+    data = yield from read_exact(region.offset, min(region.length, _TABLE_LENGTH), what)
     table = parse(_ITEMS, data, what, region.offset)
     if table.count > _MAX_ENTRIES:
         raise CorruptImage(f"{what} count {table.count} items", region.offset)
-    items: dict[uuid.UUID, bytes] = {}
+    entries: dict[uuid.UUID, Any] = {}
     for index in range(table.count):
         start = _ITEMS_LENGTH + index * _ITEM.sizeof()
         entry = parse(_ITEM, data[start : start + _ITEM.sizeof()], what, region.offset + start)
         identifier = uuid.UUID(bytes_le=entry.id)
-        if entry.offset + entry.length > length:
+        if entry.offset + entry.length > region.length or entry.length > _MAX_ITEM:
             notes.unsafe("corrupt", "An item of the metadata lies outside them", region.offset)
-        elif identifier in items:
+        elif identifier in entries:
             notes.unsafe("corrupt", "The metadata have the same item twice", region.offset)
         elif identifier in _KNOWN_ITEMS:
-            items[identifier] = data[entry.offset : entry.offset + entry.length]
+            entries[identifier] = entry
         elif entry.flags & _REQUIRED:
             notes.unsafe(
                 "unknown-feature", f"It needs the unknown metadata {identifier}", region.offset
             )
+    items: dict[uuid.UUID, bytes] = {}
+    for identifier, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        items[identifier] = yield from read(region.offset + entry.offset, entry.length, what)
     yield from _judge_items(notes, items, region.offset, bat)
 
 

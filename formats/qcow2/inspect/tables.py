@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.inspect.layout import Layout
@@ -9,15 +12,22 @@ from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, REFCOUNT_OFFSET
 from imgtool.inspection import Notes, Steps, file_size, pieces
 from imgtool.schema.fields import big_endian_u64
 
+#: How much of a table is looked at, in bytes; an L1 table of 8 MiB maps 512 TiB in usual clusters.
+_MAX_TABLE = 8 << 20
+
 
 def scan_l1(notes: Notes, header: Header, layout: Layout) -> Steps[None]:
     """Judge the active L1 table: where its L2 tables are, and that none is used twice."""
-    return _scan(
+    what, length = "The active L1 table", header.l1_size * 8
+    if length > _MAX_TABLE:
+        notes.not_checked(what, header.l1_table_offset, f"it is longer than {_MAX_TABLE} bytes")
+        return
+    yield from _scan(
         notes,
         header,
         layout,
         "An L2 table",
-        pieces(header.l1_table_offset, header.l1_size * 8, "The active L1 table"),
+        pieces(header.l1_table_offset, length, what),
         L1_OFFSET_MASK,
         COPIED,
     )
@@ -55,25 +65,26 @@ def _scan(
         where = table.offset - len(piece)
         if piece.count(0) == len(piece):
             continue
-        entries = [entry for entry in big_endian_u64(piece[: len(piece) & ~7]) if entry]
-        if any(entry & reserved for entry in entries):
+        entries = big_endian_u64(piece[: len(piece) & ~7])
+        unique = set(entries)
+        combined = reduce(or_, unique, 0)
+        if combined & reserved:
             notes.warn("reserved-bits", f"{what} has reserved bits set where it is named", where)
-        offsets = [entry & mask for entry in entries if entry & mask]
-        unique = set(offsets)
-        if any(offset & (cluster_size - 1) for offset in unique):
+        if combined & mask & (cluster_size - 1):
             # A table of nonsense need not be read to its end.
             raise CorruptImage(f"{what} is not aligned to a cluster", where)
+        offsets = {entry & mask for entry in unique}
+        offsets.discard(0)
+        if not offsets:
+            continue
+        named = len(entries) - entries.count(0) - (entries.count(flags) if flags else 0)
         # Tables that map many ranges to one cluster make a disk of any size from nothing.
-        if len(unique) != len(offsets):
+        if len(offsets) < named:
             notes.unsafe("table-shared", f"{what} is used for two places", where)
-        for offset in unique:
-            if offset < highest_table and any(
-                fixed.offset < offset + cluster_size and offset < fixed.end
-                for fixed in layout.fixed
-            ):
-                notes.unsafe("table-overlap", f"{what} lies over another table", where)
-        count += len(offsets)
-        end = max(unique, default=0)
+        if min(offsets) < highest_table:
+            _judge_overlap(notes, layout, what, offsets, cluster_size, where)
+        count += named
+        end = max(offsets)
         if end > highest:
             highest, highest_at = end, where
     size = yield from file_size()
@@ -87,3 +98,11 @@ def _scan(
             notes.unsafe("table-outside", f"{what} lies past the end of the file", highest_at)
         else:
             notes.warn("table-short", f"{what} is cut short by the end of the file", highest_at)
+
+
+def _judge_overlap(
+    notes: Notes, layout: Layout, what: str, offsets: set[int], cluster_size: int, where: int
+) -> None:
+    for table in layout.fixed:
+        if any(table.offset < offset + cluster_size and offset < table.end for offset in offsets):
+            notes.unsafe("table-overlap", f"{what} lies over another table", where)

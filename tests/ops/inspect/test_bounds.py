@@ -124,21 +124,28 @@ def test_sparse_monsters(tmp_path: Path, name: str) -> None:
 
 
 def test_the_largest_tables(tmp_path: Path) -> None:
-    """An L1 table of 32 MiB and a refcount table of 8 MiB, whose entries seem sound one by one."""
+    """An L1 table and a refcount table of 8 MiB, whose entries seem sound one by one."""
     image = ImageBuilder(
-        512, header={"l1_size": 4 << 20, "l1_table_offset": 1 << 20, "size": 512,
-                     "refcount_table_offset": 40 << 20, "refcount_table_clusters": 128},
+        512, header={"l1_size": 1 << 20, "l1_table_offset": 1 << 20, "size": 512,
+                     "refcount_table_offset": 10 << 20, "refcount_table_clusters": 128},
     ).build()  # fmt: skip
     path = tmp_path / "image"
     entries = [(1 << 30) + (number << 16) for number in range(1 << 13)]
     with path.open("wb") as file:
         file.write(image)
         file.seek(1 << 20)
-        for _ in range((47 << 20) >> 16):
+        for _ in range((17 << 20) >> 16):
             file.write(struct.pack(f">{len(entries)}Q", *entries))
         file.truncate(2 << 30)
     found = within_limits(lambda: imgtool.inspect(path), memory=32 << 20, seconds=2.0)
     assert codes(found) == {"table-shared"}
+
+
+def test_a_table_that_is_too_long() -> None:
+    builder = ImageBuilder(512, l1_extra=(1 << 20) + 1)
+    found = judge(builder.build())
+    assert [item.what for item in found.unchecked] == ["The active L1 table"]
+    assert not found.safe
 
 
 def test_more_than_an_inspection_looks_at() -> None:

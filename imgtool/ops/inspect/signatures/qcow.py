@@ -43,6 +43,7 @@ def inspect(notes: Notes) -> Steps[None]:
     header = parse(_HEADER, data, "The header")
     notes.variant = "version 1"
     notes.virtual_size = header.size
+    notes.warn("old-format", "Nothing but old versions of QEMU writes this format")
     if header.backing_offset:
         if header.backing_size > MAX_NAME:
             notes.unsafe("backing-file", "It has a backing file, whose name is too long", 16)

@@ -40,6 +40,7 @@ def inspect(notes: Notes) -> Steps[None]:
     data = yield from read(0, _HEADER.sizeof(), "The header")
     header = parse(_HEADER, data, "The header")
     notes.virtual_size = header.size
+    notes.warn("old-format", "Nothing but old versions of QEMU writes this format")
     if header.features & ~_KNOWN:
         unknown = header.features & ~_KNOWN
         notes.unsafe("unknown-feature", f"It needs the unknown features {unknown:#x}", 16)

@@ -67,12 +67,23 @@ class Session:
 
     def unsafe_so_far(self) -> bool:
         """Whether something was found that nothing behind it can mend."""
-        notes = [self._general, *self._notes.values()]
-        return any(
-            problem.severity is Severity.UNSAFE and problem.code not in self._accept
-            for one in notes
-            for problem in one.problems
-        )
+        problems = [
+            problem
+            for notes in (self._general, *self._notes.values())
+            for problem in notes.problems
+        ]
+        if self._claims:
+            # What claims the head goes before what claims the tail.
+            kind = self._ordered_claims()[0].format
+            if kind not in _PLAIN:
+                problems += self._judge_expected(kind, ())
+            virtual_size = self._notes[kind].virtual_size
+            if virtual_size is not None:
+                problems += self._judge_size(virtual_size)
+        return any(self._accepted(problem).severity is Severity.UNSAFE for problem in problems)
+
+    def _ordered_claims(self) -> list[Claim]:
+        return [claim for _, claim in sorted(self._claims, key=lambda found: -found[0])]
 
     def _detect(self) -> Steps[None]:
         head = yield from read(0, HEAD, "The first bytes of the file")
@@ -102,7 +113,7 @@ class Session:
 
     def result(self, filename: str, size: int) -> Inspection:
         """Pass the verdict on a file of ``size`` bytes, when all tasks are done."""
-        claims = [claim for _, claim in sorted(self._claims, key=lambda found: -found[0])]
+        claims = self._ordered_claims()
         own = self._notes[claims[0].format] if claims else self._raw
         kind = own.format
         noted = [*self._notes.values()] or [self._raw]
@@ -124,7 +135,9 @@ class Session:
             ]
         elif plain and own is not self._raw:
             problems += self._raw.problems
-        problems += self._judge(claims, kind, tables, virtual_size)
+        problems += self._judge_claims(claims, kind)
+        problems += self._judge_expected(kind, tables)
+        problems += self._judge_size(virtual_size)
         problems = [self._accepted(problem) for problem in problems]
         problems.sort(key=_order)
         unchecked = sorted(
@@ -162,10 +175,7 @@ class Session:
                 if known.probe(head, b"") >= _LEAST:
                     yield Claim(known.name, "contents", offset)
 
-    def _judge(
-        self, claims: list[Claim], kind: str, tables: tuple[str, ...], virtual_size: int | None
-    ) -> Iterator[Problem]:
-        """What can be said of the claims as a whole, and against what is expected."""
+    def _judge_claims(self, claims: list[Claim], kind: str) -> Iterator[Problem]:
         for claim in claims:
             if claim.place == "contents" and claim.format not in _GUESTS_OWN:
                 yield Problem(
@@ -181,6 +191,8 @@ class Session:
                     f"It is an image of the format {claim.format} as well as {kind}",
                     claim.offset,
                 )
+
+    def _judge_expected(self, kind: str, tables: tuple[str, ...]) -> Iterator[Problem]:
         known_as = {kind, *tables} if kind in _PLAIN else {kind}
         if kind == "iso9660":
             known_as.add("raw")
@@ -190,6 +202,8 @@ class Session:
                 Severity.UNSAFE,
                 f"Its format is {kind}, not {self._expected}",
             )
+
+    def _judge_size(self, virtual_size: int | None) -> Iterator[Problem]:
         limit = self._max_virtual_size
         if limit is None:
             return

@@ -142,7 +142,7 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     "snapshot L1 too large": (_snapshots(l1_size=(32 << 20) // 8 + 1), {"corrupt"}),
     "snapshot extra data": (_snapshots(extra_data_size=1025), {"corrupt"}),
     # LUKS
-    "luks version 3": (lambda: luks1(version=3), set()),
+    "luks version 3": (lambda: luks1(version=3), {"unsupported-feature"}),
     "luks payload outside": (lambda: luks1(payload=1 << 20), {"luks-payload"}),
     "luks iterations": (lambda: luks1(iterations=0xFFFFFFFF), {"corrupt"}),
     "luks stripes": (lambda: luks1(stripes=1), {"corrupt"}),
@@ -226,7 +226,9 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     "vdi version": (lambda: f.vdi(version=0x20002), {"vdi-version"}),
     "vdi blocks": (lambda: f.vdi(blocks=2), {"corrupt"}),
     "vdi block size": (lambda: f.vdi(block=1000), {"corrupt"}),
-    "vdi map outside": (lambda: f.vdi(map=512, data=1 << 31, used=0), set()),
+    "vdi map outside": (
+        lambda: f.vdi(data=1 << 30, blocks=1 << 27), {"table-outside", "data-outside"},
+    ),
     "vdi blocks outside": (lambda: f.vdi(data=1 << 31), {"data-outside"}),
     "vdi map over data": (lambda: f.vdi(data=512), {"table-overlap"}),
     # VHD

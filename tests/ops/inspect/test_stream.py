@@ -99,6 +99,17 @@ def test_unsafe_is_known_early(name: str) -> None:
     assert early or len(image) < 64 << 10
 
 
+def test_what_is_not_expected_is_known_early() -> None:
+    image = qcow2()[: 64 << 10]
+    for options in ({"format": "raw"}, {"format": "vmdk"}, {"max_virtual_size": 1 << 20}):
+        inspector = imgtool.Inspector(**options)  # type: ignore[arg-type]
+        inspector.feed(image)
+        assert inspector.unsafe
+    inspector = imgtool.Inspector(format="qcow2", max_virtual_size=foreign.SIZE)
+    inspector.feed(image)
+    assert not inspector.unsafe
+
+
 def test_what_is_accepted_is_not_known_early() -> None:
     inspector = imgtool.Inspector(accept=("backing-file",))
     inspector.feed(HOSTILE["backing"][0]())

@@ -39,8 +39,8 @@ _CHECKSUM = slice(448, 512)
 
 
 def probe(head: bytes, tail: bytes) -> int:
-    """The magic and the version; QEMU does not know it, so what it does know goes first."""
-    return 40 if head[:8] == _MAGIC + _VERSION.to_bytes(2, "big") else 0
+    """The magic and any version but 1; QEMU does not know it, so what it does know goes first."""
+    return 40 if head[:6] == _MAGIC and head[6:8] != b"\0\1" else 0
 
 
 def inspect(notes: Notes) -> Steps[None]:
@@ -49,6 +49,9 @@ def inspect(notes: Notes) -> Steps[None]:
     notes.variant = "version 2"
     data = yield from read_exact(0, _BINARY, "The LUKS header")
     header = parse(_HEADER, data, "The LUKS header")
+    if header.version != _VERSION:
+        notes.unsafe("unsupported-feature", f"It has the unknown version {header.version}", 6)
+        return
     if header.header_offset:
         notes.unsafe("corrupt", "The LUKS header says that it lies elsewhere", 256)
     length = header.header_size

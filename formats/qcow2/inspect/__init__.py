@@ -85,7 +85,8 @@ def _name_files(notes: Notes, header: Header, place: int) -> None:
     if header.backing_file is not None:
         notes.file("backing-file", header.backing_file, format=header.backing_format, offset=place)
         if header.backing_format is None:
-            notes.warn("backing-format", "The format of its backing file is not recorded", place)
+            # Whoever opens it guesses, and whoever wrote the backing file chose what is guessed.
+            notes.unsafe("backing-format", "The format of its backing file is not recorded", place)
     if header.has_data_file and header.data_file is None:
         notes.unsafe("data-file", "Its data is in an external file", schema.HEADER_V2_LENGTH)
     elif header.has_data_file and header.data_file is not None:

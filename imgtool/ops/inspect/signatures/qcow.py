@@ -52,6 +52,7 @@ def inspect(notes: Notes) -> Steps[None]:
             name = yield from read(header.backing_offset, header.backing_size, what)
             text = name.decode("utf-8", "surrogateescape")
             notes.file("backing-file", text, offset=header.backing_offset)
+            notes.unsafe("backing-format", "The format of its backing file is not recorded", 8)
     if header.crypt_method:
         notes.encryption = "aes" if header.crypt_method == 1 else "unknown"
         if header.crypt_method == 1:

@@ -74,6 +74,8 @@ def _backing(notes: Notes, header: Any) -> Steps[None]:
     name = data.decode("utf-8", "surrogateescape")
     recorded = "raw" if header.features & _NO_PROBE else None
     notes.file("backing-file", name, format=recorded, offset=offset)
+    if recorded is None:
+        notes.unsafe("backing-format", "The format of its backing file is not recorded", offset)
 
 
 def _inside(notes: Notes, header: Any) -> Steps[None]:

@@ -131,7 +131,10 @@ def _judge_header(notes: Notes, header: Any, offset: int) -> None:
     if header.version != 1 or header.log_version != 0:
         notes.unsafe("vhdx-version", f"It has the unknown version {header.version}", offset)
     if any(header.log_id):
-        notes.warn("dirty", "It has a log that is to be replayed", offset)
+        # Whoever opens it sees what the log makes of it, parents and all.
+        notes.unsafe(
+            "vhdx-log", "It has a log that is to be replayed, and may change anything", offset
+        )
     if header.log_offset % _MIB or header.log_length % _MIB:
         notes.unsafe("corrupt", "Its log is not aligned", offset)
 

@@ -72,9 +72,11 @@ class Session:
             for notes in (self._general, *self._notes.values())
             for problem in notes.problems
         ]
-        if self._claims:
+        claims = self._ordered_claims()
+        if claims:
             # What claims the head goes before what claims the tail.
-            kind = self._ordered_claims()[0].format
+            kind = claims[0].format
+            problems += self._judge_claims(claims, kind)
             if kind not in _PLAIN:
                 problems += self._judge_expected(kind, ())
             virtual_size = self._notes[kind].virtual_size

@@ -36,7 +36,8 @@ def test_every_code_is_documented() -> None:
 def test_every_unsafe_code_has_an_image() -> None:
     # Those that are left are tested by themselves.
     elsewhere = {
-        "polyglot", "nested-format", "wrong-format", "virtual-size", "more", "names-many", "name-empty",
+        "polyglot", "nested-format", "wrong-format", "virtual-size", "more", "names-many",
+        "name-empty",
     }  # fmt: skip
     shown = set().union(*(expected for _, expected in HOSTILE.values()))
     assert _in_the_source()["unsafe"] - elsewhere - shown == set()

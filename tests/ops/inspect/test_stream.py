@@ -105,6 +105,9 @@ def test_what_is_not_expected_is_known_early() -> None:
         inspector = imgtool.Inspector(**options)  # type: ignore[arg-type]
         inspector.feed(image)
         assert inspector.unsafe
+    inspector = imgtool.Inspector()
+    inspector.feed(POLYGLOTS["iso with qcow2 in front"][0]()[: 64 << 10])
+    assert inspector.unsafe
     inspector = imgtool.Inspector(format="qcow2", max_virtual_size=foreign.SIZE)
     inspector.feed(image)
     assert not inspector.unsafe

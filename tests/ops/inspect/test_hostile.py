@@ -78,6 +78,16 @@ def _inner(extents: str, kind: str = "monolithicSparse", **changes: Any) -> Make
     return lambda: f.vmdk(text=f.description(kind, extents), **changes)
 
 
+def _stream_with(sector: int, value: int) -> Make:
+    """A stream with another number at the start of a sector, counted from the end."""
+
+    def make() -> bytes:
+        image = f.vmdk_stream()
+        return put(image, len(image) - sector * 512, struct.pack("<I", value))
+
+    return make
+
+
 def _mbr(*entries: tuple[int, int, int, int], **more: bytes) -> Make:
     return lambda: f.mbr(*entries, **more).ljust(f.SIZE, b"\0")
 
@@ -216,6 +226,8 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     "vmdk flags": (lambda: f.vmdk(flags=1 << 30 | 3), {"unknown-feature"}),
     "vmdk grain": (lambda: f.vmdk(grain=3), {"corrupt"}),
     "vmdk directory outside": (lambda: f.vmdk(directory=1 << 40), {"table-outside"}),
+    "first table elsewhere": (_stream_with(4, 128), {"vmdk-order"}),
+    "first grain elsewhere": (_stream_with(9, 129), {"vmdk-order"}),
     "ESX": (lambda: b"COWD".ljust(4096, b"\0"), {"vmdk-kind"}),
     "footer capacity": (lambda: f.vmdk_stream(capacity=1 << 30), {"vmdk-footer"}),
     "footer description": (lambda: f.vmdk_stream(description=40), {"vmdk-footer"}),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from imgtool.inspection import Notes, Steps, file_size, read, read_exact
 from imgtool.inspection.notes import GUEST_HEAD
 from imgtool.schema.fields import parse
+from imgtool.units import align_up
 
 _SECTOR = 512
 _MAGIC = b"KDMV"
@@ -22,15 +23,19 @@ _MAGIC = b"KDMV"
 _ESX_MAGIC = b"COWD"
 #: "gdOffset": the real header is in a footer at the end of the stream.
 _AT_THE_END = (1 << 64) - 1
-_COMPRESSED = 1 << 16
-_KNOWN_FLAGS = 0b111 | _COMPRESSED | 1 << 17
+_COMPRESSED, _MARKED = 1 << 16, 1 << 17
+_KNOWN_FLAGS = 0b111 | _COMPRESSED | _MARKED
 _MAX_DESCRIPTION = 1 << 20
 _MAX_GRAIN_SECTORS = 2 << 11
 _NO_PARENT = "ffffffff"
 #: What holds all its data itself.
 _WHOLE = ("monolithicsparse", "streamoptimized")
 
-_FOOTER_MARKER, _END_MARKER = 3, 0
+_END_MARKER, _TABLE_MARKER, _FOOTER_MARKER = 0, 1, 3
+#: In front of a compressed grain: its first sector in 64 bits, its length in 32.
+_GRAIN_HEAD = 12
+#: A grain table has 512 entries, so a stream has its first one behind no more grains than that.
+_MAX_GRAINS = 520
 
 _HEADER = Struct(
     "magic" / Const(_MAGIC),
@@ -49,6 +54,18 @@ _HEADER = Struct(
     "compression" / Int16ul,
 )
 _MARKER = Struct("sectors" / Int64ul, "size" / Int32ul, "type" / Int32ul)
+
+
+class _Walk(NamedTuple):
+    """What a stream has first: the grain of the disk's first sector, and the first grain table.
+
+    Both are sectors, None where there is none; ``entry`` is what the table begins with.
+    """
+
+    first: int | None
+    table: int | None
+    entry: int
+
 
 _EXTENT = re.compile(
     r"(?P<access>RW|RDONLY|NOACCESS)\s+(?P<sectors>\d+)\s+(?P<type>\w+)"
@@ -98,12 +115,11 @@ def _sparse(notes: Notes, head: bytes) -> Steps[None]:
     notes.variant = "streamOptimized" if compressed else "monolithicSparse"
     _judge_header(notes, header, 0)
     notes.virtual_size = header.capacity * _SECTOR
-    if header.directory_offset == _AT_THE_END:
-        notes.start(_footer(notes, header))
     if compressed:
         notes.feature("compressed grains")
-        notes.start(_first_grain(notes, header))
-    elif header.directory_offset != _AT_THE_END:
+    if header.directory_offset == _AT_THE_END:
+        notes.start(_stream(notes, header))
+    else:
         notes.start(_guest_head(notes, header))
         notes.start(_tables_inside(notes, header))
     offset = header.description_offset * _SECTOR
@@ -142,13 +158,25 @@ def _judge_header(notes: Notes, header: Any, offset: int) -> None:
         notes.warn("dirty", "It was not closed properly", offset)
 
 
-def _footer(notes: Notes, header: Any) -> Steps[None]:
-    """Behind the last grain: a marker, the header once more, a marker of the end; a sector each."""
+def _stream(notes: Notes, header: Any) -> Steps[None]:
+    walk = _Walk(None, None, 0)
+    if header.overhead < 1 << 54:
+        walk = yield from _walk(notes, header)
+    directory = yield from _footer(notes, header)
+    if directory is not None:
+        yield from _judge_walk(notes, walk, directory)
+
+
+def _footer(notes: Notes, header: Any) -> Steps[int | None]:
+    """Behind the last grain: a marker, the header once more, a marker of the end; a sector each.
+
+    Returns the sector of the grain directory, None if it is nowhere.
+    """
     size = yield from file_size()
     offset = size - 3 * _SECTOR
     if offset < _SECTOR:
         notes.unsafe("vmdk-footer", "It has no footer, where its header says that there is one", 0)
-        return
+        return None
     data = yield from read_exact(offset, 3 * _SECTOR, "The footer")
     marker = parse(_MARKER, data, "The footer's marker", offset)
     end = parse(_MARKER, data[2 * _SECTOR :], "The marker of the end", offset)
@@ -161,7 +189,7 @@ def _footer(notes: Notes, header: Any) -> Steps[None]:
     offset += _SECTOR
     if data[_SECTOR : _SECTOR + 4] != _MAGIC:
         notes.unsafe("vmdk-footer", "The footer is no header", offset)
-        return
+        return None
     footer = parse(_HEADER, data[_SECTOR:], "The footer", offset)
     _judge_header(notes, footer, offset)
     for field in _HEADER.subcons:
@@ -172,6 +200,10 @@ def _footer(notes: Notes, header: Any) -> Steps[None]:
         notes.unsafe("vmdk-footer", "The footer points to another footer", offset)
     elif footer.directory_offset * _SECTOR >= size:
         notes.unsafe("table-outside", "The grain directory lies past the end of the file", offset)
+    else:
+        found: int = footer.directory_offset
+        return found
+    return None
 
 
 def _tables_inside(notes: Notes, header: Any) -> Steps[None]:
@@ -191,23 +223,63 @@ def _guest_head(notes: Notes, header: Any) -> Steps[None]:
         # 1 is a grain of zeros.
         if place <= 1:
             return
-    data = yield from read(place * _SECTOR, GUEST_HEAD, "The first grain")
-    notes.guest_head(place * _SECTOR, data)
+    yield from _grain(notes, header, place * _SECTOR)
 
 
-def _first_grain(notes: Notes, header: Any) -> Steps[None]:
-    """In a stream the grains follow the header, each with its sector in front."""
-    offset = header.overhead * _SECTOR
-    if header.overhead >= 1 << 54:
+def _grain(notes: Notes, header: Any, offset: int) -> Steps[None]:
+    """The grain that a guest sees first, at a host offset."""
+    if not header.flags & _COMPRESSED:
+        data = yield from read(offset, GUEST_HEAD, "The first grain")
+        notes.guest_head(offset, data)
         return
-    data = yield from read(offset, 12 + GUEST_HEAD * 2, "The first grain")
-    sector, size = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:12], "little")
-    if sector or not size:
-        return
+    data = yield from read(offset, _GRAIN_HEAD + GUEST_HEAD * 2, "The first grain")
+    if header.flags & _MARKED:
+        data = data[_GRAIN_HEAD:]
     try:
-        notes.guest_head(None, zlib.decompressobj().decompress(data[12:][:size], GUEST_HEAD))
+        notes.guest_head(None, zlib.decompressobj().decompress(data, GUEST_HEAD))
     except zlib.error:
         notes.unsafe("corrupt", "The first grain is not compressed as it should be", offset)
+
+
+def _walk(notes: Notes, header: Any) -> Steps[_Walk]:
+    """Go from grain to grain to the first grain table, which a stream has behind its grains.
+
+    Each grain has its first sector and its length in front, each table a marker.
+    """
+    first = None
+    offset = header.overhead * _SECTOR
+    for _ in range(_MAX_GRAINS):
+        data = yield from read(offset, _MARKER.sizeof(), "The grains of the stream")
+        if len(data) < _MARKER.sizeof():
+            break
+        marker = parse(_MARKER, data, "A marker of the stream", offset)
+        if marker.size:
+            if marker.sectors == 0 and first is None:
+                first = offset // _SECTOR
+                notes.start(_grain(notes, header, offset))
+            offset = align_up(offset + _GRAIN_HEAD + marker.size, _SECTOR)
+        elif marker.type == _TABLE_MARKER:
+            offset += _SECTOR
+            entry = yield from read(offset, 4, "The first grain table")
+            return _Walk(first, offset // _SECTOR, int.from_bytes(entry, "little"))
+        else:
+            break
+    return _Walk(first, None, 0)
+
+
+def _judge_walk(notes: Notes, walk: _Walk, directory: int) -> Steps[None]:
+    """What the footer's grain directory leads to must be what was met first in the stream.
+
+    Else a guest would see first what nobody looked at.
+    """
+    data = yield from read(directory * _SECTOR, 4, "The grain directory")
+    table = int.from_bytes(data, "little")
+    if table and table != walk.table:
+        notes.unsafe("vmdk-order", "Its grain directory begins with another table than the stream")
+    elif table and walk.entry > 1 and walk.entry != walk.first:
+        notes.unsafe(
+            "vmdk-order", "Its first grain table begins with another grain than the stream"
+        )
 
 
 def _describe(notes: Notes, data: bytes, offset: int, *, alone: bool) -> None:

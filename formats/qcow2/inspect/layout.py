@@ -36,8 +36,8 @@ class Layout:
         self.add(header.l1_table_offset, header.l1_size * 8, "The active L1 table")
         if header.luks_header is not None:
             self.add(*header.luks_header, "The LUKS header")
-        #: What a table of tables must not point to.
-        self.fixed = tuple(self._tables)
+        #: What a table of tables must not lead to.
+        self.fixed = tuple((table.offset, table.end) for table in self._tables)
 
     def add(self, offset: int, length: int, what: str) -> None:
         """Enter a table, unless it is empty."""

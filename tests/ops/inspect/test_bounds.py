@@ -142,7 +142,7 @@ def test_the_largest_tables(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_too_long() -> None:
-    builder = ImageBuilder(512, l1_extra=(1 << 20) + 1)
+    builder = ImageBuilder(512, l1_extra=(2 << 20) + 1)
     found = judge(builder.build())
     assert [item.what for item in found.unchecked] == ["The active L1 table"]
     assert not found.safe

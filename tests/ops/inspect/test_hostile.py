@@ -245,7 +245,29 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     ),
     "vdi blocks outside": (lambda: f.vdi(data=1 << 31), {"data-outside"}),
     "vdi map over data": (lambda: f.vdi(data=512), {"table-overlap"}),
+    "vdi block twice": (lambda: put(f.vdi(), 516, bytes(4)), {"table-shared"}),
+    "vdi block outside": (lambda: put(f.vdi(), 516, b"\0\0\1\0"), {"data-outside"}),
     # VHD
+    "vhd block twice": (lambda: put(f.vhd_dynamic(), 2052, b"\0\0\0\x08"), {"table-shared"}),
+    "vhd block outside": (lambda: put(f.vhd_dynamic(), 2052, b"\1\0\0\0"), {"data-outside"}),
+    "vhd block over the header": (lambda: put(f.vhd_dynamic(), 2052, bytes(4)), {"table-overlap"}),
+    "vhdx block twice": (
+        lambda: put(f.vhdx(), (3 << 20) + 8, struct.pack("<Q", 4 << 20 | 6)), {"table-shared"},
+    ),
+    "vhdx block outside": (
+        lambda: put(f.vhdx(), (3 << 20) + 8, struct.pack("<Q", 1 << 40 | 6)), {"data-outside"},
+    ),
+    "vhdx block over the metadata": (
+        lambda: put(f.vhdx(), (3 << 20) + 8, struct.pack("<Q", 2 << 20 | 6)), {"table-overlap"},
+    ),
+    "parallels block twice": (lambda: put(f.parallels(), 68, b"\1"), {"table-shared"}),
+    "parallels block outside": (lambda: put(f.parallels(), 70, b"\1"), {"data-outside"}),
+    "qed table twice": (
+        lambda: put(f.qed(), 4104, struct.pack("<Q", 12288)), {"table-shared"},
+    ),
+    "qed table unaligned": (lambda: put(f.qed(), 4104, b"\1"), {"corrupt"}),
+    "qcow table twice": (lambda: put(f.qcow(), 2056, struct.pack(">Q", 4096)), {"table-shared"}),
+    "qcow table outside": (lambda: put(f.qcow(), 2056, b"\0\1"), {"table-outside"}),
     "vhd parent": (
         lambda: f.vhd_dynamic(
             kind=4, parent="base.vhd", locator="..\\base.vhd".encode("utf-16-le")

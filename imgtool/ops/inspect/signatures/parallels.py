@@ -8,6 +8,7 @@ from construct import Bytes, Int32ul, Int64ul, Struct
 
 from imgtool.inspection import Notes, Steps, file_size, read
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
 
 _SECTOR = 512
@@ -58,6 +59,12 @@ def inspect(notes: Notes) -> Steps[None]:
     if header.extension_sector and extended:
         notes.feature("format extension")
     notes.start(_inside(notes, header))
+    pointers = Pointers(
+        "A block", "data", 4, "little", length=block,
+        step=block if extended else _SECTOR,
+    )  # fmt: skip
+    start, length = _HEADER.sizeof(), header.entries * 4
+    notes.start(scan(notes, start, length, "The block table", pointers, ((0, start + length),)))
     if header.entries:
         data = yield from read(_HEADER.sizeof(), 4, "The block table")
         place = int.from_bytes(data, "little") * (header.block_sectors if extended else 1)

@@ -10,6 +10,7 @@ from imgtool.codecs import inflate
 from imgtool.inspection import Notes, Steps, file_size, read
 from imgtool.inspection.filenames import MAX_NAME
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
 from imgtool.units import div_round_up
 
@@ -71,6 +72,8 @@ def inspect(notes: Notes) -> Steps[None]:
         notes.unsafe("corrupt", f"Its size of {header.size} bytes can't be", 24)
         return
     notes.start(_inside(notes, header.l1_offset, entries * 8))
+    pointers = Pointers("An L2 table", "table", 8, "big", length=8 << header.l2_bits)
+    notes.start(scan(notes, header.l1_offset, entries * 8, "The L1 table", pointers))
     if not header.crypt_method:
         yield from _guest_head(notes, header)
 

@@ -9,6 +9,7 @@ from construct import Const, Int32ul, Int64ul, Struct
 from imgtool.inspection import Notes, Steps, file_size, read
 from imgtool.inspection.filenames import MAX_NAME
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
 
 _MAGIC = b"QED\0"
@@ -62,6 +63,10 @@ def inspect(notes: Notes) -> Steps[None]:
     if header.l1_offset % cluster or header.l1_offset < cluster * max(1, header.header_size):
         notes.unsafe("corrupt", "Its L1 table is not where it may be", 40)
     notes.start(_inside(notes, header))
+    pointers = Pointers(
+        "An L2 table", "table", 8, "little", length=tables * cluster, alignment=cluster
+    )
+    notes.start(scan(notes, header.l1_offset, tables * cluster, "The L1 table", pointers))
     yield from _guest_head(notes, header)
 
 

@@ -9,6 +9,7 @@ from construct import Bytes, Const, Int32ul, Int64ul, Struct
 
 from imgtool.inspection import Notes, Steps, file_size, read
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
 from imgtool.units import div_round_up
 
@@ -78,6 +79,7 @@ def inspect(notes: Notes) -> Steps[None]:
     if header.map_offset < 512 or header.data_offset < header.map_offset + header.blocks * 4:
         notes.unsafe("table-overlap", "Its block map lies over another part of it", 340)
     notes.start(_inside(notes, header))
+    notes.start(_blocks(notes, header))
     if header.blocks:
         yield from _guest_head(notes, header)
 
@@ -89,6 +91,15 @@ def _inside(notes: Notes, header: Any) -> Steps[None]:
     end = header.data_offset + header.blocks_allocated * (header.block_size + header.block_extra)
     if end > size and header.blocks_allocated:
         notes.unsafe("data-outside", "The blocks in use end past the end of the file", 388)
+
+
+def _blocks(notes: Notes, header: Any) -> Steps[None]:
+    step = header.block_size + header.block_extra
+    pointers = Pointers(
+        "A block", "data", 4, "little", length=step, unused=frozenset((_FREE, _ZERO)),
+        base=header.data_offset, step=step,
+    )  # fmt: skip
+    return scan(notes, header.map_offset, header.blocks * 4, "The block map", pointers)
 
 
 def _guest_head(notes: Notes, header: Any) -> Steps[None]:

@@ -9,6 +9,7 @@ from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from imgtool.inspection import Notes, Steps, file_size, read, read_exact
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
 from imgtool.units import align_up, div_round_up
 
@@ -152,6 +153,12 @@ def _dynamic(notes: Notes, footer: Any) -> Steps[None]:
     if header.entries < div_round_up(footer.size, block):
         notes.unsafe("corrupt", "It has fewer blocks than its size needs", footer.data_offset)
     notes.start(_table_inside(notes, header))
+    pointers = Pointers(
+        "A block", "data", 4, "big", length=block, unused=frozenset((_FREE,)), step=_SECTOR
+    )
+    place, length = header.table_offset, header.entries * 4
+    taken = ((0, _SECTOR), (place, place + length))
+    notes.start(scan(notes, place, length, "The block table", pointers, taken))
     data = yield from read(header.table_offset, 4, "The block table")
     sector = int.from_bytes(data, "big")
     if header.entries and len(data) == 4 and sector != _FREE:

@@ -14,6 +14,7 @@ from construct import Bytes, Const, Int16ul, Int32ul, Int64ul, Struct
 from imgtool.errors import CorruptImage
 from imgtool.inspection import Notes, Steps, file_size, read, read_exact
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.crc32c import crc32c
 from imgtool.schema.fields import parse
 from imgtool.units import div_round_up
@@ -227,6 +228,16 @@ def _judge_items(notes: Notes, items: dict[uuid.UUID, bytes], offset: int, bat: 
         return
     if bat.length < div_round_up(size, block) * 8:
         notes.unsafe("corrupt", "The block table is too small for the disk", bat.offset)
+    pointers = Pointers(
+        "A block", "data", 8, "little", length=min(block, _MIB), mask=~(_MIB - 1),
+        used=lambda entry: entry & 7 >= _PRESENT,
+    )  # fmt: skip
+    # Behind every so many blocks is an entry for their bitmap, of which only overlays have any.
+    ratio = (sector << 23) // block
+    blocks = div_round_up(size, block)
+    length = (blocks + (blocks - 1) // ratio) * 8
+    taken = ((0, _MIB), (offset, offset + _MIB))
+    notes.start(scan(notes, bat.offset, length, "The block table", pointers, taken))
     data = yield from read(bat.offset, 8, "The block table")
     entry = int.from_bytes(data, "little")
     if entry & 7 == _PRESENT:

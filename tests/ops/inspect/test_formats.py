@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import imgtool
+from imgtool import registry
+from imgtool.format import Format
 from imgtool.inspection import Severity
 from imgtool.storage.memory import MemoryStorage
 from tests.kit import foreign
@@ -72,6 +74,20 @@ def test_small_files_are_raw(size: int) -> None:
     found = judge(bytes(size), cuts=(1,))
     assert (found.format, found.verdict, found.file_size) == ("raw", "safe", size)
     assert found.virtual_size == -(-size // 512) * 512
+
+
+def test_plugins_are_recognised_and_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(head: bytes, tail: bytes) -> int:
+        return 100 if head.startswith(b"FAKE") else 1
+
+    fake = Format(name="fake", description="", probe=probe, opener="")
+    monkeypatch.setattr(registry, "_plugins", lambda: {"fake": fake})
+    assert judge(bytes(512)).format == "raw"
+    found = judge(b"FAKE".ljust(512, b"\0"))
+    assert (found.format, found.verdict) == ("fake", "unsafe")
+    assert found.reasons == (
+        "The structure of the image could not be checked: the format has no inspector",
+    )
 
 
 def test_a_sector_that_cannot_be_read_is_not_safe() -> None:

@@ -228,6 +228,11 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     "vmdk directory outside": (lambda: f.vmdk(directory=1 << 40), {"table-outside"}),
     "first table elsewhere": (_stream_with(4, 128), {"vmdk-order"}),
     "first grain elsewhere": (_stream_with(9, 129), {"vmdk-order"}),
+    "vmdk directory too far out": (lambda: f.vmdk(directory=1 << 60), {"table-outside"}),
+    "vmdk table outside": (lambda: put(f.vmdk(), 26 * 512 + 2, b"\1"), {"table-outside"}),
+    "vmdk table twice": (
+        lambda: put(f.vmdk(capacity=2 * 65536), 26 * 512 + 4, b"\x1b"), {"table-shared"},
+    ),
     "ESX": (lambda: b"COWD".ljust(4096, b"\0"), {"vmdk-kind"}),
     "footer capacity": (lambda: f.vmdk_stream(capacity=1 << 30), {"vmdk-footer"}),
     "footer description": (lambda: f.vmdk_stream(description=40), {"vmdk-footer"}),

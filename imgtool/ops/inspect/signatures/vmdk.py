@@ -14,8 +14,9 @@ from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from imgtool.inspection import Notes, Steps, file_size, read, read_exact
 from imgtool.inspection.notes import GUEST_HEAD
+from imgtool.inspection.tables import Pointers, scan
 from imgtool.schema.fields import parse
-from imgtool.units import align_up
+from imgtool.units import align_up, div_round_up
 
 _SECTOR = 512
 _MAGIC = b"KDMV"
@@ -121,7 +122,7 @@ def _sparse(notes: Notes, head: bytes) -> Steps[None]:
         notes.start(_stream(notes, header))
     else:
         notes.start(_guest_head(notes, header))
-        notes.start(_tables_inside(notes, header))
+        notes.start(_directory(notes, header))
     offset = header.description_offset * _SECTOR
     if not offset:
         notes.warn("vmdk-description", "It has no description of itself", 0)
@@ -206,10 +207,25 @@ def _footer(notes: Notes, header: Any) -> Steps[int | None]:
     return None
 
 
-def _tables_inside(notes: Notes, header: Any) -> Steps[None]:
+def _directory(notes: Notes, header: Any) -> Steps[None]:
+    """Judge the grain directory: where it is, and where its grain tables are."""
+    coverage = header.grain_table_entries * header.grain_size
+    if not header.capacity or not coverage:
+        return
+    offset = header.directory_offset * _SECTOR
+    length = div_round_up(header.capacity, coverage) * 4
+    tables = Pointers(
+        "A grain table",
+        "table",
+        4,
+        "little",
+        length=header.grain_table_entries * 4,
+        step=_SECTOR,
+    )
+    yield from scan(notes, offset, length, "The grain directory", tables)
     size = yield from file_size()
-    if header.capacity and header.directory_offset * _SECTOR >= size:
-        notes.unsafe("table-outside", "The grain directory lies past the end of the file", 0)
+    if offset + length > size:
+        notes.unsafe("table-outside", "The grain directory ends past the end of the file", 0)
 
 
 def _guest_head(notes: Notes, header: Any) -> Steps[None]:

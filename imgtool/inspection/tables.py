@@ -6,6 +6,8 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Literal
 
 from imgtool.errors import CorruptImage
@@ -25,8 +27,8 @@ class Pointers:
 
     ``what`` names what they lead to, which takes ``length`` each, and ``kind`` is ``table`` or
     ``data``. An entry that is none of ``unused`` stands for the offset ``base`` + (entry and
-    ``mask``) * ``step``, a multiple of ``alignment``; with ``used``, only where that says so.
-    ``reserved`` are bits that should be 0.
+    ``mask``) * ``step``; with ``used``, only where that says so. Offsets are multiples of
+    ``alignment``, a power of two, and ``reserved`` are bits that should be 0.
     """
 
     what: str
@@ -85,13 +87,13 @@ def scan(
             entries[0] in pointers.unused and entries.count(entries[0]) == len(entries)
         ):
             continue
-        if pointers.reserved and any(entry & pointers.reserved for entry in set(entries)):
+        if pointers.reserved and reduce(or_, entries) & pointers.reserved:
             notes.warn("reserved-bits", f"{what} has reserved bits set where it is named", where)
         found = pointers.offsets(entries)
         if not found:
             continue
         unique = set(found)
-        if any(place % pointers.alignment for place in unique):
+        if reduce(or_, unique) & (pointers.alignment - 1):
             raise CorruptImage(f"{what} is not aligned where it should be", where)
         # Tables that map many ranges to one place make a disk of any size from nothing.
         if len(unique) < len(found):

@@ -12,6 +12,7 @@ import pytest
 from tests.cli.conftest import Imgtool
 from tests.kit import foreign
 from tests.kit.qcow2 import ImageBuilder
+from tests.ops.inspect.judging import SOUND
 
 
 @pytest.fixture
@@ -92,6 +93,18 @@ def test_what_people_are_told(imgtool: Imgtool, tmp_path: Path) -> None:
     assert any(line.startswith("not checked: The lists of blocks") for line in lines)
     (tmp_path / "c.img").write_bytes(foreign.gpt_disk())
     assert "contents: gpt" in imgtool("inspect", "c.img").stdout.splitlines()
+
+
+def test_features_and_encryption(imgtool: Imgtool, tmp_path: Path) -> None:
+    for name in ("qcow2-encrypted", "qcow2-extended"):
+        (tmp_path / name).write_bytes(SOUND[name][1]())
+    lines = imgtool("inspect", "qcow2-encrypted").stdout.splitlines()
+    assert "encryption: luks aes-512 xts-plain64 sha256" in lines
+    lines = imgtool("inspect", "qcow2-extended").stdout.splitlines()
+    assert "features: extended L2 entries, internal snapshots" in lines
+    (tmp_path / "cut").write_bytes(b"QFI\xfb\0\0\0\3")
+    done = imgtool("inspect", "cut")
+    assert (done.status, "virtual size" in done.stdout) == (2, False)
 
 
 @pytest.mark.usefixtures("images")

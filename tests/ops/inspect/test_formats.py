@@ -10,6 +10,7 @@ from imgtool.format import Format
 from imgtool.inspection import Severity
 from imgtool.storage.memory import MemoryStorage
 from tests.kit import foreign
+from tests.kit.corrupt import put
 from tests.kit.qcow2_gallery import GALLERY
 from tests.ops.inspect.judging import SOUND, codes, judge, luks1
 
@@ -74,6 +75,18 @@ def test_small_files_are_raw(size: int) -> None:
     found = judge(bytes(size), cuts=(1,))
     assert (found.format, found.verdict, found.file_size) == ("raw", "safe", size)
     assert found.virtual_size == -(-size // 512) * 512
+
+
+def test_a_gpt_on_large_sectors() -> None:
+    table = foreign.gpt_disk((64, 1000))[1024 : 1024 + 128 * 128]
+    last = foreign.SIZE // 4096 - 1
+    disk = foreign.mbr((0, 0xEE, 1, last)).ljust(foreign.SIZE, b"\0")
+    disk = put(disk, 4096, foreign.gpt_header(1, last, 2, table, first=6, last=1017))
+    disk = put(disk, 8192, table)
+    disk = put(disk, last * 4096, foreign.gpt_header(last, 1, last - 4, table))
+    found = judge(disk)
+    assert (found.contents, found.problems) == (("gpt",), ())
+    assert "gpt-table-crc" in codes(judge(put(disk, 8192 + 60, b"x")))
 
 
 def test_plugins_are_recognised_and_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:

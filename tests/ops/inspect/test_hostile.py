@@ -174,6 +174,12 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     "GPT header checksum": (lambda: put(f.gpt_disk(), 512 + 60, b"x"), {"gpt-header-crc"}),
     "GPT header size": (lambda: put(f.gpt_disk(), 512 + 12, b"\1"), {"gpt-header"}),
     "GPT table checksum": (lambda: put(f.gpt_disk(), 1024 + 60, b"x"), {"gpt-table-crc"}),
+    "GPT header of another place": (
+        lambda: put(
+            f.gpt_disk(), 512, f.gpt_header(5, f.SECTORS - 1, 2, f.gpt_disk()[1024 : 34 * 512])
+        ),
+        {"gpt-header"},
+    ),
     "GPT partition outside": (
         lambda: f.gpt_disk((64, f.SECTORS), last=f.SECTORS),
         {"partition-outside"},

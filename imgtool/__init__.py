@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         dirty_ranges,
         hash,
         info,
+        inspect,
         map,
         measure,
         open,
@@ -53,9 +54,11 @@ if TYPE_CHECKING:
     )
     from imgtool.extent import Extent, Kind
     from imgtool.format import Measurement
+    from imgtool.inspection import Inspection
     from imgtool.ops.check import CheckReport
     from imgtool.ops.compare import Comparison
     from imgtool.ops.info import ImageInfo
+    from imgtool.ops.inspect import Inspector
     from imgtool.secrets import Secret
     from imgtool.storage.base import Storage
 
@@ -73,6 +76,8 @@ __all__ = [
     "ImageError",
     "ImageInfo",
     "InUse",
+    "Inspection",
+    "Inspector",
     "Kind",
     "Measurement",
     "NotPermitted",
@@ -101,6 +106,7 @@ __all__ = [
     "dirty_ranges",
     "hash",
     "info",
+    "inspect",
     "map",
     "measure",
     "open",
@@ -125,6 +131,7 @@ _HOMES = {
         "dirty_ranges",
         "hash",
         "info",
+        "inspect",
         "map",
         "measure",
         "open",
@@ -151,9 +158,11 @@ _HOMES = {
     ),
     "imgtool.extent": ("Extent", "Kind"),
     "imgtool.format": ("Measurement",),
+    "imgtool.inspection": ("Inspection",),
     "imgtool.ops.check": ("CheckReport",),
     "imgtool.ops.compare": ("Comparison",),
     "imgtool.ops.info": ("ImageInfo",),
+    "imgtool.ops.inspect": ("Inspector",),
     "imgtool.secrets": ("Secret",),
     "imgtool.storage.base": ("Storage",),
 }

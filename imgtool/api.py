@@ -13,7 +13,7 @@ All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from imgtool import registry
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from imgtool.device import BlockDevice
     from imgtool.extent import Extent
     from imgtool.format import Measurement
+    from imgtool.inspection import Inspection
     from imgtool.ops.check import CheckReport
     from imgtool.ops.compact import Compaction
     from imgtool.ops.compare import Comparison
@@ -124,6 +125,34 @@ def info(
         _reference(source, format, options),
         opener=_opener(policy, budget=budget, share=share),
         backing_chain=backing_chain,
+    )
+
+
+def inspect(
+    source: Source,
+    *,
+    format: str | None = None,
+    max_virtual_size: int | str | None = None,
+    accept: Collection[str] = (),
+    share: bool = False,
+) -> Inspection:
+    """Say what a file from a stranger is, what it names, and whether it is safe to hand on.
+
+    Only its structure is read, and no other file is opened. ``source`` may be a file object that
+    can't seek: it is read to its end. ``format`` is what the file is said to be, anything else is
+    unsafe then; ``max_virtual_size`` is the largest disk that is allowed, in bytes or as ``"10G"``;
+    ``accept`` are codes of problems (docs/inspect.md) that are not to count. What is wrong with the
+    file is in the result, not raised.
+    """
+    from imgtool.ops.inspect import inspect
+
+    limit = None if max_virtual_size is None else parse_size(max_virtual_size)
+    return inspect(
+        source,
+        format=format,
+        max_virtual_size=limit,
+        accept=accept,
+        opener=_opener(None, share=share),
     )
 
 

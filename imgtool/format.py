@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imgtool.description import Description
     from imgtool.device import BlockDevice, StoredBitmap
     from imgtool.extent import Extent
+    from imgtool.inspection import Notes, Steps
     from imgtool.storage.base import Storage
 
 #: How many bytes of the start and of the end of a file a probe is shown.
@@ -159,6 +160,17 @@ class Amend(Protocol):
     ) -> None: ...
 
 
+class Inspect(Protocol):
+    """Judges a file that has the format's signature, by its structure alone.
+
+    A generator, which yields what it wants to see of the file (:mod:`imgtool.inspection`) and
+    writes what it learns into ``notes``. An :class:`~imgtool.errors.ImageError` that it raises is
+    a problem of the file.
+    """
+
+    def __call__(self, notes: Notes) -> Steps[None]: ...
+
+
 class NewImage(abc.ABC):
     """An image in the making: ``device`` can be written to, but the file opens as nothing yet.
 
@@ -226,7 +238,7 @@ class Format:
 
     ``probe(head, tail)`` scores from 0 (certainly not) to 100 (certainly) how likely a file is to
     be of this format, given its first and last bytes. The strings ``opener``, ``creator``,
-    ``checker``, ``repairer``, ``measurer`` and ``describer`` name functions as
+    ``checker``, ``repairer``, ``measurer``, ``describer`` and ``inspector`` name functions as
     ``module:function``; an empty one says that the format lacks the operation. ``features`` lists
     what the driver can do: ``create``, ``write``, ``encrypt``, ``resize``, ``backing``,
     ``compress``, ``snapshots``, ``bitmaps``, ``zero-clusters``, ``data-file``.
@@ -242,6 +254,7 @@ class Format:
     repairer: str = ""
     measurer: str = ""
     describer: str = ""
+    inspector: str = ""
     bitmapper: str = ""
     amender: str = ""
     aliases: tuple[str, ...] = ()
@@ -295,6 +308,10 @@ class Format:
             if self.describer
             else None
         )
+
+    def load_inspector(self) -> Inspect:
+        """Import the function that judges files of this format for ``inspect``."""
+        return cast("Inspect", _load(self.inspector))
 
 
 def _load(name: str) -> Any:

@@ -18,6 +18,7 @@ FORMAT = Format(
     judge="imgtool.formats.luks.create:judge",
     measurer="imgtool.formats.luks.measure:measure",
     describer="imgtool.formats.luks.describe:describe",
+    inspector="imgtool.formats.luks.inspect:inspect",
     suffixes=(".luks",),
     create_options=OptionTable(
         (

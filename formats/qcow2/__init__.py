@@ -24,6 +24,7 @@ FORMAT = Format(
     amender="imgtool.formats.qcow2.amend:amend",
     bitmapper="imgtool.formats.qcow2.bitmap_store:bitmaps_of",
     describer="imgtool.formats.qcow2.describe:describe",
+    inspector="imgtool.formats.qcow2.inspect:inspect",
     suffixes=(".qcow2", ".qcow2c"),
     create_options=OptionTable(
         (

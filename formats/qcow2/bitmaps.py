@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2 import schema
-from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.header import BitmapsExtension, Header
 from imgtool.formats.qcow2.schema import BitmapFlag
 from imgtool.schema.fields import parse
 from imgtool.storage.base import Storage
@@ -62,6 +62,13 @@ def _read_directory(storage: Storage, header: Header) -> list[Bitmap]:
     directory = storage.read_exact(
         extension.directory_offset, extension.directory_size, "The bitmap directory"
     )
+    return parse_directory(directory, header, extension)
+
+
+def parse_directory(
+    directory: bytearray, header: Header, extension: BitmapsExtension
+) -> list[Bitmap]:
+    """Parse and judge the bytes of a bitmap directory."""
     bitmaps: list[Bitmap] = []
     position = 0
     while position < len(directory):

@@ -6,6 +6,7 @@ on its word.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
@@ -246,6 +247,20 @@ def feature_name_table() -> bytes:
     )
 
 
+def feature_names(extensions: Iterable[Extension]) -> dict[tuple[int, int], str]:
+    """What the image itself calls features, by type and bit as :data:`FEATURE_NAMES` is."""
+    size = schema.FEATURE_NAME.sizeof()
+    names: dict[tuple[int, int], str] = {}
+    for extension in extensions:
+        if extension.type == ExtensionType.FEATURE_NAMES:
+            for start in range(0, len(extension.data) - size + 1, size):
+                data = extension.data[start : start + size]
+                entry = parse(schema.FEATURE_NAME, data, "The feature name table")
+                name = entry.name.split(b"\0", 1)[0].decode("utf-8", "replace")
+                names[entry.type, entry.bit] = name
+    return names
+
+
 def os_bytes(name: str) -> bytes:
     """File names as bytes, undecodable ones unchanged."""
     return name.encode("utf-8", "surrogateescape")
@@ -402,22 +417,14 @@ def _check_features(
     unknown = int(incompatible) & ~int(KNOWN_INCOMPATIBLE)
     if not unknown:
         return
-    names: dict[int, str] = {}
     for extension in extensions:
         if extension.type == ExtensionType.FEATURE_NAMES:
             # Each name becomes a string and a place in a dictionary.
             storage.account.check(4 * len(extension.data), "The feature name table")
-            for start in range(0, len(extension.data) - 47, 48):
-                entry = parse(
-                    schema.FEATURE_NAME,
-                    extension.data[start : start + 48],
-                    "The feature name table",
-                )
-                if entry.type == 0:
-                    names[entry.bit] = entry.name.split(b"\0", 1)[0].decode("utf-8", "replace")
+    names = feature_names(extensions)
     bits = [bit for bit in range(64) if unknown >> bit & 1]
     raise UnsupportedFeature(
-        names.get(bit) or f"Unknown incompatible feature: {1 << bit:x}" for bit in bits
+        names.get((0, bit)) or f"Unknown incompatible feature: {1 << bit:x}" for bit in bits
     )
 
 

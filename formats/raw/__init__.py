@@ -11,6 +11,7 @@ FORMAT = Format(
     opener="imgtool.formats.raw.driver:open_device",
     creator="imgtool.formats.raw.create:create",
     measurer="imgtool.formats.raw.measure:measure",
+    inspector="imgtool.formats.raw.inspect:inspect",
     suffixes=(".raw", ".img"),
     create_options=OptionTable(
         (

@@ -39,6 +39,7 @@ COMMANDS = {
     "dd": "Copy blocks of an image, converting the format",
     "hash": "Print a digest of what a disk holds, the same in every format",
     "info": "Show information about images",
+    "inspect": "Say whether files from strangers are safe to hand on",
     "io": "Read, write and examine ranges of an image",
     "map": "Show where an image's data lies",
     "measure": "Calculate the file size that a new image needs",

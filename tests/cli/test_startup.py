@@ -58,6 +58,12 @@ def test_info_imports_no_heavy_module(image: str, output: str) -> None:
     assert not imported & _HEAVY
 
 
+def test_inspect_imports_no_heavy_module(image: str) -> None:
+    imported = _imported_by("inspect", image)
+    assert "imgtool.formats.qcow2.inspect" in imported
+    assert not imported & _HEAVY
+
+
 def test_create_imports_no_heavy_module(tmp_path: Path) -> None:
     raw = _imported_by("create", str(tmp_path / "a.raw"), "1M")
     assert not raw & {"construct", *_HEAVY}

@@ -1,0 +1,82 @@
+"""Inspecting a file, a storage, or a file object, which need not be able to seek."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Collection
+from typing import IO, cast
+
+from imgtool.chain import Opener, Source, storage_for
+from imgtool.inspection import Inspection, NotSeen, Region
+from imgtool.ops.inspect.session import Session
+from imgtool.ops.inspect.stream import Inspector
+from imgtool.ops.inspect.tasks import Task
+from imgtool.storage.base import Storage
+
+_CHUNK = 1 << 20
+
+
+def inspect(
+    source: Source,
+    *,
+    format: str | None = None,
+    max_virtual_size: int | None = None,
+    accept: Collection[str] = (),
+    opener: Opener | None = None,
+) -> Inspection:
+    """Inspect a file, of which the structure alone is read; no other file is opened.
+
+    A file object that can't seek is read to its end. A storage, or a file object, stays open.
+    ``format``, ``max_virtual_size`` (bytes) and ``accept`` are those of :class:`Inspector`. Raises
+    ``OSError`` if it can't be read, and :class:`~imgtool.errors.ImageError` if it can't be opened;
+    what is wrong with its contents is in the result.
+    """
+    if not isinstance(source, (str, os.PathLike, Storage)) and not _seeks(source):
+        name = getattr(source, "name", None)
+        inspector = Inspector(
+            filename=name if isinstance(name, str) else "<stream>",
+            format=format,
+            max_virtual_size=max_virtual_size,
+            accept=accept,
+        )
+        while chunk := source.read(_CHUNK):
+            inspector.feed(chunk)
+        return inspector.finish()
+    session = Session(format=format, max_virtual_size=max_virtual_size, accept=accept)
+    storage = storage_for(source, opener or Opener())
+    try:
+        size = storage.size()
+        _run(session, storage, size)
+        return session.result(storage.name, size)
+    finally:
+        if storage is not source:
+            storage.close()
+
+
+def _seeks(file: IO[bytes]) -> bool:
+    if isinstance(cast(object, file), io.TextIOBase):
+        raise TypeError("an image is read from a file object opened in binary mode")
+    ask = getattr(file, "seekable", None)
+    return bool(ask()) if ask is not None else hasattr(file, "seek")
+
+
+def _run(session: Session, storage: Storage, size: int) -> None:
+    """Take every task to its end."""
+    while (task := session.tasks.next()) is not None:
+        _finish(session, task, storage, size)
+
+
+def _finish(session: Session, task: Task, storage: Storage, size: int) -> None:
+    request = session.tasks.step(task)
+    while request is not None:
+        answer: bytes | int | None = size
+        missing = None
+        if isinstance(request, Region):
+            length = max(0, min(request.length, size - request.offset))
+            try:
+                answer = storage.read_at(request.offset, length) if length else b""
+            except OSError as error:
+                # Where a sector is bad the rest can still be judged.
+                missing = NotSeen(request, error.strerror or "it can't be read")
+        request = session.tasks.step(task, None if missing else answer, missing)

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.header_switch import begin_header, write_header
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.gate import Gate
@@ -120,8 +121,7 @@ class Metadata:
         """Write a header, behind everything that it makes visible, and wait for it."""
         if not self.unfinished:
             self._barrier()
-            self._storage.write_at(0, header.build())
-            self._storage.flush()
+            write_header(self._storage, header)
         self.header = header
         self.on_header(header)
 
@@ -130,8 +130,7 @@ class Metadata:
         if self._data is not self._storage:
             self._data.flush()
         self._storage.flush()
-        self._storage.write_at(0, self.header.build())
-        self._storage.flush()
+        begin_header(self._storage, self.header)
         self.unfinished = False
 
     def _barrier(self) -> None:

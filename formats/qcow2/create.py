@@ -74,6 +74,7 @@ def create(
     if storage.size():
         # A block device has an old image's header, and old bytes where tables are empty.
         storage.write_zeroes(0, tables_end)
+        storage.flush()
     header = header.with_l1_table_at(l1_offset)
     contents = data if data is not None else storage
     if chosen.encryption is not None:

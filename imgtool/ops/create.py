@@ -249,6 +249,9 @@ def _make(
         target, cache=cache, lock=lock, nocow=bool(plan.options.get("nocow"))
     )
     undo.callback(_discard, storage)
+    if not storage.created:
+        # What was there is gone before anything is put in its place: they are never mixed.
+        storage.flush()
     return storage
 
 

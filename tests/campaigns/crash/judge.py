@@ -1,4 +1,4 @@
-"""What every state has to satisfy: it opens, it is whole, nothing promised is lost, and it lasts."""
+"""What every state has to satisfy: it opens, it is whole, nothing promised is lost, it lasts."""
 
 from __future__ import annotations
 

@@ -8,10 +8,13 @@ place in the code, the *barrier* that it is part of, so that one can be taken aw
 from __future__ import annotations
 
 import enum
+import linecache
+import re
 import sys
 import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 from imgtool.chain import Opener
@@ -23,7 +26,9 @@ from tests.kit.faults import WrappedStorage
 SECTOR = 512
 
 #: Names of functions that only pass a flush on: the barrier is whoever called them.
-_PASSING = frozenset({"_barrier", "_sync", "_note", "flush_file"})
+_PASSING = frozenset({"_barrier", "_flush"})
+
+_WAITING = re.compile(r"(flush|_barrier|write_header|switch_header|finish|close)\(")
 
 
 class Kind(enum.Enum):
@@ -34,7 +39,6 @@ class Kind(enum.Enum):
     PUNCH = "punch"
     LENGTH = "length"
     SYNC = "sync"
-    RENAME = "rename"
 
 
 class Change(NamedTuple):
@@ -148,12 +152,20 @@ class RecordingOpener(Opener):
 
 
 def _barrier_here() -> str:
-    """The place in the engine that is waiting for the disk: module, function and line."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None:
+    """The place in the engine that waits for the disk: module, function, and which one there."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
         module = frame.f_globals.get("__name__", "")
         engine = module.startswith("imgtool.") and not module.startswith("imgtool.storage.")
         if engine and frame.f_code.co_name not in _PASSING:
-            return f"{module.removeprefix('imgtool.')}.{frame.f_code.co_name}:{frame.f_lineno}"
+            name = f"{module.removeprefix('imgtool.').removeprefix('formats.')}"
+            return f"{name}.{frame.f_code.co_name}:{_number(frame)}"
         frame = frame.f_back
     return "elsewhere"
+
+
+def _number(frame: FrameType) -> int:
+    """How many lines of the function, up to where it is now, wait for the disk."""
+    code = frame.f_code
+    lines = range(code.co_firstlineno, frame.f_lineno + 1)
+    return sum(bool(_WAITING.search(linecache.getline(code.co_filename, line))) for line in lines)

@@ -139,8 +139,12 @@ class Bench:
 class Disk:
     """One disk of a bench, with what it should hold."""
 
-    def __init__(self, bench: Bench, layout: Layout, content: bytes) -> None:
+    def __init__(
+        self, bench: Bench, layout: Layout, content: bytes, *, flags_lag: bool = False
+    ) -> None:
         self.bench, self.layout = bench, layout
+        #: The flags of its tables may lag behind its refcounts all along.
+        self.flags_lag = flags_lag
         self.content = bytearray(content)
         self.history = History()
         self.baselines: dict[str, bytes] = {}
@@ -172,7 +176,7 @@ class Disk:
         self.history.promise(0)
 
     def _segment(self) -> Segment:
-        return Segment(None, [], baselines=dict(self.baselines))
+        return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)
 
     def _observe(self) -> None:
         opener = replace(self.bench.opener, writable=False)
@@ -282,7 +286,7 @@ class Disk:
             self.content[:] = content
         self.history.begin(self._segment())
         self.history.last.tracking = tracking
-        self.history.last.flags_lag = flags_lag
+        self.history.last.flags_lag |= flags_lag
         self.history.last.damaged = damaged
         self.history.change(len(self.bench.log), bytes(self.content))
         run()

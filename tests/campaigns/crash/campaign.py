@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from tests.campaigns.crash.bench import Bench
 from tests.campaigns.crash.judge import StateFile, Wrong, judge
+from tests.campaigns.crash.second import cut_short, qemu_disagrees
 from tests.campaigns.crash.workloads import WORKLOADS
 from tests.kit.crash_states import Choice, Epoch, build, choices, epochs
 from tests.kit.recording import Kind
@@ -45,16 +45,23 @@ class Tally:
     states: int = 0
     recordings: int = 0
     epochs: int = 0
+    asked_qemu: int = 0
+    cut_short: int = 0
     repaired: int = 0
     flags_lagged: int = 0
     by_workload: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+    #: The part of the states of which qemu-img is asked, and whose recovery is cut short.
+    qemu_share: float = 0.0
+    recovery_share: float = 0.0
 
     def add(self, other: Tally) -> None:
         """Count another tally in."""
         self.states += other.states
         self.recordings += other.recordings
         self.epochs += other.epochs
+        self.asked_qemu += other.asked_qemu
+        self.cut_short += other.cut_short
         self.repaired += other.repaired
         self.flags_lagged += other.flags_lagged
         self.by_workload += other.by_workload
@@ -81,13 +88,15 @@ def try_states(
     bench: Bench | None = None,
     without: str | None = None,
     stop_at: int = 1,
+    qemu_share: float = 0.0,
+    recovery_share: float = 0.01,
 ) -> Tally:
     """Judge at most about ``most`` different states of a recording, spread over its epochs.
 
     Stops after ``stop_at`` findings. ``without`` is a barrier that does nothing.
     """
     bench = bench or record(workload, seed)
-    tally = Tally(recordings=1)
+    tally = Tally(recordings=1, qemu_share=qemu_share, recovery_share=recovery_share)
     seen: set[int] = set()
     found = list(epochs(bench.start_files, bench.log, without))
     if without is not None:
@@ -138,6 +147,8 @@ def _try_epoch(
         tally.states += 1
         tried += 1
         reason = _judge(tally, bench, files, epoch, chance)
+        if reason is None:
+            reason = _look_twice(tally, bench, epoch, choice, chance)
         if reason is not None:
             tally.findings.append(
                 Finding(
@@ -168,14 +179,26 @@ def _judge(
     return None
 
 
+def _look_twice(
+    tally: Tally, bench: Bench, epoch: Epoch, choice: Choice, chance: random.Random
+) -> str | None:
+    """On a sample of states: ask qemu-img, and cut recovery short in its turn."""
+    if chance.random() < tally.qemu_share:
+        tally.asked_qemu += 1
+        reason = qemu_disagrees(bench.disks, build(epoch, choice), epoch.position)
+        if reason is not None:
+            return reason
+    if chance.random() < tally.recovery_share:
+        tried, reason = cut_short(bench.disks, build(epoch, choice), epoch.position, chance)
+        tally.cut_short += tried
+        tally.states += tried
+        return reason
+    return None
+
+
 def _context(bench: Bench, epoch: Epoch, choice: Choice) -> str:
     lines = [f"  {note}" for note in bench.notes]
     lines.append("  under way:")
     for kept, change in zip(choice.kept, epoch.pending, strict=True):
         lines.append(f"    {'x' if kept else '.'} {change}")
     return "\n".join(lines)
-
-
-def elapsed(start: float) -> float:
-    """Seconds since ``start``."""
-    return time.monotonic() - start

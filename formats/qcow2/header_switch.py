@@ -40,13 +40,15 @@ def write_header(storage: Storage, header: Header) -> None:
 
 
 def begin_header(storage: Storage, header: Header) -> None:
-    """Write the header of a file that has none, its first sector last, and wait for it."""
+    """Write the header of a file that has none, its first sector last.
+
+    Closing the image waits for it.
+    """
     data = header.build()
     if len(data) > _SECTOR:
         storage.write_at(_SECTOR, data[_SECTOR:])
         storage.flush()
     storage.write_at(0, data[:_SECTOR])
-    storage.flush()
 
 
 def _changed_sectors(old: bytes, data: bytes) -> int:

@@ -8,7 +8,9 @@ place in the code, the *barrier* that it is part of, so that one can be taken aw
 from __future__ import annotations
 
 import enum
+import errno
 import linecache
+import os
 import re
 import sys
 import threading
@@ -28,7 +30,7 @@ SECTOR = 512
 #: Names of functions that only pass a flush on: the barrier is whoever called them.
 _PASSING = frozenset({"_barrier", "_flush"})
 
-_WAITING = re.compile(r"(flush|_barrier|write_header|switch_header|finish|close)\(")
+_WAITING = re.compile(r"(?<!def )(flush|_barrier|write_header|switch_header|finish|close)\(")
 
 
 class Kind(enum.Enum):
@@ -148,7 +150,10 @@ class RecordingOpener(Opener):
 
     def file(self, path: str) -> Storage:
         """The file that ``path`` names."""
-        return self.files[path.rsplit("/", 1)[-1]]
+        try:
+            return self.files[path.rsplit("/", 1)[-1]]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
 
 def _barrier_here() -> str:

@@ -66,14 +66,12 @@ def main() -> int:
 
 def _endless(names: list[str], given: Any, tally: Tally, start: float) -> Iterator[_Task]:
     """Tasks for as long as there are states to try and time to try them."""
-    ahead = 0
-    for task in _tasks(names, given.seed, given.qemu):
+    for ahead, task in enumerate(_tasks(names, given.seed, given.qemu)):
         # The pool takes tasks without end: it is given a few more than it can do at once.
-        while ahead - tally.recordings > 4 * given.jobs:
+        while ahead - tally.recordings > 2 * given.jobs:
             time.sleep(0.02)
         if tally.states >= given.states or time.monotonic() - start > given.seconds:
             return
-        ahead += 1
         yield task
 
 

@@ -220,7 +220,8 @@ class Disk:
         unit = device.limits.alignment
         start, end = -(-offset // unit) * unit, offset + length
         end = end if end == self.size else end // unit * unit
-        if start < end:
+        # In a LUKS volume it is a hint, which is not taken.
+        if start < end and self.layout.format != "luks":
             self._put(start, bytes(end - start))
         device.discard(offset, length)
 
@@ -273,8 +274,8 @@ class Disk:
     ) -> None:
         """Run a command that changes the image from one whole to another.
 
-        While it is under way the image may want repair (``damaged``), and flags in its tables may
-        lag behind its refcounts (``flags_lag``).
+        Before it is done the image may want repair (``damaged``); from then on flags in its tables
+        may lag behind its refcounts (``flags_lag``).
         """
         self.close()
         self.bench.note(f"{self.layout.file}: {name}")
@@ -287,7 +288,6 @@ class Disk:
         self.history.begin(self._segment())
         self.history.last.tracking = tracking
         self.history.last.flags_lag |= flags_lag
-        self.history.last.damaged = damaged
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
         self._observe()

@@ -16,7 +16,7 @@ from tests.kit.crash_states import Choice, Epoch, build, choices, epochs
 from tests.kit.recording import Kind
 
 #: So many choices in a row that lead to states already seen, and an epoch is exhausted.
-_PATIENCE = 48
+_PATIENCE = 24
 
 
 class Finding(NamedTuple):

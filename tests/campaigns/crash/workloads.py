@@ -39,9 +39,9 @@ def geometry(bench: Bench, **fixed: Any) -> tuple[dict[str, Any], int, int]:
         if bits >= 14:
             options["extended_l2"] = chance.random() < 0.6
     options.update(fixed)
-    if options.get("extended_l2"):
-        bits = max(bits, 14)
     bits = options.pop("bits", bits)
+    if bits < 14:
+        options.pop("extended_l2", None)
     if options.get("compat") == "0.10":
         for name in ("refcount_bits", "lazy_refcounts", "compression_type", "extended_l2"):
             options.pop(name, None)
@@ -425,7 +425,7 @@ def _damage(bench: Bench, unit: int) -> str:
     elif kind == "table":
         storage.write_at(table + 8 * chance.randrange(len(blocks)), bytes(8))
     elif storage.read_at(7, 1)[0] > 2:
-        storage.write_at(79, b"\1")
+        storage.write_at(79, bytes((storage.read_at(79, 1)[0] | 1,)))
         storage.write_at(blocks[0] + unit // 2, bytes(unit // 2))
     else:
         storage.write_at(blocks[0], b"\0\2" * (unit // 2))

@@ -58,7 +58,7 @@ def create(
     size = align_up(size, SECTOR)
     if storage.size():
         # A block device has an old image's header.
-        storage.write_zeroes(0, volume.payload_offset)
+        storage.write_zeroes(0, SECTOR)
         storage.flush()
     storage.truncate(volume.payload_offset + size)
     preallocation = options.get("preallocation", "off")

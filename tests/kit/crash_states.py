@@ -129,15 +129,12 @@ def build(epoch: Epoch, choice: Choice) -> dict[str, bytearray]:
 
 
 def _set_length(epoch: Epoch, choice: Choice, name: str, data: bytearray) -> None:
-    synced = len(epoch.durable.get(name, b""))
-    lengths = [synced]
-    current = synced
+    least = most = synced = len(epoch.durable.get(name, b""))
+    if len(data) < synced:
+        return  # it was cut off, which happens at once
     for change in epoch.pending:
         if change.file == name:
-            end = change.offset + len(change.data)
-            current = end if change.kind is Kind.LENGTH else max(current, end)
-            lengths.append(current)
-    least, most = min(lengths), max(lengths)
+            most = max(most, change.offset + len(change.data))
     size = {"synced": synced, "largest": most}.get(choice.length)
     if size is None:
         size = random.Random(choice.torn).randint(least // SECTOR, most // SECTOR) * SECTOR

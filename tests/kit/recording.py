@@ -77,6 +77,8 @@ class Recorder(WrappedStorage):
     """A file in memory that logs what is done to it. Closing it leaves it as it is."""
 
     created = False
+    #: A block device keeps its length.
+    fixed = False
 
     def __init__(self, log: Log, file: str, data: bytes = b"") -> None:
         self._memory = MemoryStorage(data, f"/disks/{file}")
@@ -123,7 +125,10 @@ class Recorder(WrappedStorage):
 
     def truncate(self, size: int) -> None:
         with self._log.lock:
-            if size != self.inner.size():
+            if self.fixed:
+                if size > self.inner.size():
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+            elif size != self.inner.size():
                 super().truncate(size)
                 self._log.changes.append(Change(self.file, Kind.LENGTH, size))
 
@@ -136,7 +141,8 @@ class Recorder(WrappedStorage):
 
     def flush(self) -> None:
         with self._log.lock:
-            self._log.changes.append(Change(self.file, Kind.SYNC, barrier=_barrier_here()))
+            barrier = _barrier_here() + (" [data]" if self.file == "data" else "")
+            self._log.changes.append(Change(self.file, Kind.SYNC, barrier=barrier))
 
     def close(self) -> None:
         """Leave the file to whoever opens it next."""

@@ -171,9 +171,11 @@ class Disk:
         self.history.promise(0)
 
     def begin_absent(self) -> None:
-        """There is no image yet."""
-        self.history.begin(Segment(None, [(0, b"")]))
-        self.history.promise(0)
+        """There is no image yet, or none any more."""
+        nothing_before = not self.history.segments
+        self.history.begin(Segment(None, [(len(self.bench.log), b"")]))
+        if nothing_before:
+            self.history.promise(0)
 
     def _segment(self) -> Segment:
         return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)

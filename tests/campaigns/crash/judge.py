@@ -87,7 +87,7 @@ class _Judgement:
     def run(self) -> Verdict:
         absent = any(one.segment.shape is None for one in self._candidates)
         storage = self._files.get(self._layout.file)
-        if absent and (storage is None or not self._opens()):
+        if absent and (storage is None or not self._opens(storage)):
             return Verdict(False, False)
         assert storage is not None
         repaired = self._prepare(storage)
@@ -119,8 +119,12 @@ class _Judgement:
             if device.read_at(0, device.size) != expected:
                 raise Wrong("what was written afterwards reads differently once it is opened")
 
-    def _opens(self) -> bool:
+    def _opens(self, storage: Storage) -> bool:
         """Whether there is an image at all, for what is only being made."""
+        if self._layout.format == "raw":
+            # It is as long as its disk when it is done.
+            shapes = [one.segment.shape for one in self._candidates]
+            return storage.size() >= min(shape.size for shape in shapes if shape is not None)
         reading = replace(self._opener, writable=False)
         try:
             with reading.reference(self._layout.reference(self._files)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from imgtool.chain import Reference
 from imgtool.ops.amend import amend
 from imgtool.ops.bitmap import Change
 from imgtool.ops.check import check
@@ -18,7 +19,7 @@ from imgtool.ops.convert import convert
 from imgtool.ops.rebase import rebase
 from imgtool.ops.resize import resize
 from imgtool.ops.snapshot import apply_snapshot, create_snapshot, delete_snapshot
-from tests.campaigns.crash.bench import Bench, Disk
+from tests.campaigns.crash.bench import SECRETS, Bench, Disk
 from tests.campaigns.crash.observe import Layout
 from tests.kit.recording import SECTOR
 
@@ -407,7 +408,10 @@ def _damage(bench: Bench, unit: int) -> str:
         if (offset := int.from_bytes(storage.read_at(table + place, 8), "big"))
     ]
     chance = bench.random
-    kind = chance.choice(("leaks", "lost", "table", "dirty"))
+    kind = chance.choice(("leaks", "lost", "table", "dirty", "entries", "entries"))
+    if kind == "entries" and not storage.read_at(79, 1)[0] & 16:
+        _damage_entries(bench, unit)
+        return "all"
     if kind == "leaks":
         # Clusters behind the end that nobody refers to.
         order = int.from_bytes(storage.read_at(96, 4), "big") if storage.read_at(7, 1)[0] > 2 else 4
@@ -430,6 +434,24 @@ def _damage(bench: Bench, unit: int) -> str:
     else:
         storage.write_at(blocks[0], b"\0\2" * (unit // 2))
     return "all"
+
+
+def _damage_entries(bench: Bench, unit: int) -> None:
+    """Damage entries of L2 tables in ways that do not change what the disk holds."""
+    storage, chance = bench.files["image"], bench.random
+    l1 = int.from_bytes(storage.read_at(40, 8), "big")
+    for place in range(l1, l1 + 8 * int.from_bytes(storage.read_at(36, 4), "big"), 8):
+        table = int.from_bytes(storage.read_at(place, 8), "big") & ~(3 << 62)
+        if not table:
+            continue
+        if chance.random() < 0.5:
+            # The flag that says that the table is the disk's alone.
+            storage.write_at(place, table.to_bytes(8, "big"))
+        for position in range(table, table + unit, 8):
+            entry = int.from_bytes(storage.read_at(position, 8), "big")
+            if entry >> 62 == 2 and chance.random() < 0.4:
+                entry = chance.choice((entry & ~(1 << 63), entry | 1 << 57))
+                storage.write_at(position, entry.to_bytes(8, "big"))
 
 
 def committing(bench: Bench) -> None:
@@ -559,6 +581,62 @@ def converting(bench: Bench) -> None:
     disk.close()
 
 
+def overwriting(bench: Bench) -> None:
+    """A new image in the place of an old one, in a file or on a block device."""
+    chance = bench.random
+    options, _, size = geometry(bench)
+    kind = chance.choice(("qcow2", "qcow2", "qcow2", "raw", "luks"))
+    if kind != "qcow2":
+        options = {"key_secret": "key", "iter_time": 1} if kind == "luks" else {}
+        bench.plain = True
+    source_options, _, _ = geometry(bench)
+    source = bench.image("source", size, source_options)
+    age(source)
+    disk = bench.image("image", size, options, format=kind)
+    disk.write(0, size)
+    if kind == "qcow2":
+        age(disk)
+    disk.close()
+    on_device = kind == "qcow2" and chance.random() < 0.4
+    if on_device:
+        bench.files["image"].truncate(max(1 << 19, bench.files["image"].size()))
+        bench.files["image"].fixed = True
+        bench.plain = True
+    bench.start()
+    bench.disks = [disk]
+    disk.begin_absent()
+    if kind == "qcow2":
+        options, _, _ = geometry(bench)
+    if on_device or (kind == "qcow2" and chance.random() < 0.3):
+        disk.command(
+            "create over what is there",
+            lambda: bench.make("image", size, options),
+            content=bytes(size),
+        )
+    else:
+        disk.command(
+            "convert over what is there",
+            lambda: _convert_over(bench, source, kind, options),
+            content=bytes(source.content),
+        )
+    use(disk, 2)
+    disk.close()
+
+
+def _convert_over(bench: Bench, source: Disk, format: str, options: dict[str, Any]) -> None:
+    with bench.making():
+        convert(
+            [source.reference],
+            Reference("image", format),
+            format=format,
+            options=options,
+            check_space=False,
+            opener=bench.opener,
+            target_secrets=SECRETS,
+            target_cache="writeback",
+        )
+
+
 def converting_into(bench: Bench) -> None:
     """An existing image overwritten by another (``convert -n``)."""
     options, _, size = geometry(bench)
@@ -643,6 +721,7 @@ WORKLOADS: dict[str, Workload] = {
     "create": creating,
     "convert": converting,
     "convert-into": converting_into,
+    "overwrite": overwriting,
     "encrypted": encrypted,
     "raw": raw,
 }

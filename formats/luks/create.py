@@ -26,9 +26,8 @@ class NewLuks(NewImage):
         self._storage = storage
 
     def finish(self) -> None:
-        self.device.flush()
         self._storage.write_at(SECTOR, self.device.header[SECTOR:])
-        self._storage.flush()
+        self.device.flush()
         self._storage.write_at(0, self.device.header[:SECTOR])
         self._storage.flush()
 

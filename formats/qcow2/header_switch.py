@@ -40,14 +40,13 @@ def write_header(storage: Storage, header: Header) -> None:
 
 
 def begin_header(storage: Storage, header: Header) -> None:
-    """Write the header of a file that has none, its first sector last.
+    """Wait for what the file holds, and write the header that it lacks, the first sector last.
 
-    Closing the image waits for it.
+    Closing the image waits for that one.
     """
     data = header.build()
-    if len(data) > _SECTOR:
-        storage.write_at(_SECTOR, data[_SECTOR:])
-        storage.flush()
+    storage.write_at(_SECTOR, data[_SECTOR:])
+    storage.flush()
     storage.write_at(0, data[:_SECTOR])
 
 

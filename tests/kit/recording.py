@@ -30,6 +30,9 @@ SECTOR = 512
 #: Names of functions that only pass a flush on: the barrier is whoever called them.
 _PASSING = frozenset({"_barrier", "_flush"})
 
+#: Modules of storages, which pass it on as well.
+_STORAGES = ("imgtool.storage.", "imgtool.formats.raw.short")
+
 _WAITING = re.compile(r"(?<!def )(flush|_barrier|write_header|switch_header|finish|close)\(")
 
 
@@ -167,7 +170,7 @@ def _barrier_here() -> str:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        engine = module.startswith("imgtool.") and not module.startswith("imgtool.storage.")
+        engine = module.startswith("imgtool.") and not module.startswith(_STORAGES)
         if engine and frame.f_code.co_name not in _PASSING:
             name = f"{module.removeprefix('imgtool.').removeprefix('formats.')}"
             return f"{name}.{frame.f_code.co_name}:{_number(frame)}"

@@ -42,7 +42,7 @@ _STATES = {
 }
 
 #: What a barrier is looked for in: recordings of each workload.
-_SEEDS = 6
+_SEEDS = 12
 
 
 def _campaign(workload: str) -> None:

@@ -448,6 +448,7 @@ def _damage_entries(bench: Bench, unit: int) -> None:
         table = int.from_bytes(storage.read_at(place, 8), "big") & ~(3 << 62)
         if not table:
             continue
+        crossed = False
         if chance.random() < 0.5:
             # The flag that says that the table is the disk's alone.
             storage.write_at(place, table.to_bytes(8, "big"))
@@ -457,8 +458,9 @@ def _damage_entries(bench: Bench, unit: int) -> None:
                 # A flag that lies, a bit that means nothing, a cluster behind the file's end.
                 behind += unit
                 entry = chance.choice((entry & ~(1 << 63), entry | 1 << 57, behind | 1 << 63))
-                if chance.random() < 0.1:
-                    entry = table | 1 << 63  # the table's own cluster
+                if not crossed and chance.random() < 0.1:
+                    # Data that lie in the table's own cluster: it has to move.
+                    entry, crossed = table | 1 << 63, True
                 storage.write_at(position, entry.to_bytes(8, "big"))
 
 

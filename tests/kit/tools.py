@@ -10,8 +10,6 @@ import os
 import shutil
 from typing import NoReturn
 
-import pytest
-
 #: Where administrators' tools are, which a user's PATH often leaves out.
 ADMIN_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 
@@ -47,6 +45,8 @@ def require_tool(name: str) -> str:
 
 def cannot_run(reason: str) -> NoReturn:
     """End a test that lacks something of the machine: fail it in CI, skip it elsewhere."""
+    import pytest  # only tests need it: programs look for tools, too
+
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

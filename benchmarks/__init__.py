@@ -1,0 +1,1 @@
+"""How fast imgtool is beside qemu-img, measured: ``python -m benchmarks --help``."""

@@ -36,6 +36,8 @@ class Bench:
         self.notes: list[str] = []
         #: A raw file says nothing of itself: its length is the disk's, what is in it the contents.
         self.plain = False
+        #: Whether what was never written may hold garbage.
+        self.garbage = True
         self._stamp = 0
         self._made: set[str] = set()
 

@@ -134,7 +134,9 @@ def _try_epoch(
     tried = stale = 0
     for choice in choices(epoch, chance.randrange(1 << 30), share * 8):
         if bench.plain:
-            choice = choice._replace(length="as written", garbage=False)
+            choice = choice._replace(length="as written")
+        if bench.plain or not bench.garbage:
+            choice = choice._replace(garbage=False)
         files = build(epoch, choice)
         mark = hash(tuple((name, bytes(data)) for name, data in sorted(files.items())))
         if mark in seen:

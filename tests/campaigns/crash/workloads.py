@@ -443,7 +443,7 @@ def _damage_entries(bench: Bench, unit: int) -> None:
     """Damage entries of L2 tables; what lies behind the file's end reads as zeros."""
     storage, chance = bench.files["image"], bench.random
     l1 = int.from_bytes(storage.read_at(40, 8), "big")
-    behind = storage.size() // unit * unit
+    behind = -(-storage.size() // unit) * unit - unit
     for place in range(l1, l1 + 8 * int.from_bytes(storage.read_at(36, 4), "big"), 8):
         table = int.from_bytes(storage.read_at(place, 8), "big") & ~(3 << 62)
         if not table:
@@ -458,9 +458,12 @@ def _damage_entries(bench: Bench, unit: int) -> None:
                 # A flag that lies, a bit that means nothing, a cluster behind the file's end.
                 behind += unit
                 entry = chance.choice((entry & ~(1 << 63), entry | 1 << 57, behind | 1 << 63))
-                if not crossed and chance.random() < 0.1:
+                if not crossed and chance.random() < 0.2:
                     # Data that lie in the table's own cluster: it has to move.
                     entry, crossed = table | 1 << 63, True
+                    # Until then nothing can be done about entries that name what is behind the
+                    # file's end, and the file has to grow: what it grows by must be zeros.
+                    bench.garbage = False
                 storage.write_at(position, entry.to_bytes(8, "big"))
 
 

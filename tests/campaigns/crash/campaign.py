@@ -95,7 +95,11 @@ def try_states(
 
     Stops after ``stop_at`` findings. ``without`` is a barrier that does nothing.
     """
-    bench = bench or record(workload, seed)
+    try:
+        bench = bench or record(workload, seed)
+    except Exception:
+        reason = "the recording itself failed:\n" + traceback.format_exc()
+        return Tally(findings=[Finding(workload, seed, reason, 0, Choice(()))], recordings=1)
     tally = Tally(recordings=1, qemu_share=qemu_share, recovery_share=recovery_share)
     seen: set[int] = set()
     found = list(epochs(bench.start_files, bench.log, without))

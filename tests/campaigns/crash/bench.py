@@ -288,6 +288,9 @@ class Disk:
         before.flags_lag |= flags_lag
         before.damaged |= damaged
         if content is not None:
+            # What is cut off and grows back is new: no bitmap knows what was there (as in QEMU).
+            kept = self.baselines.items()
+            self.baselines = {bits: before[: len(content)] for bits, before in kept}
             self.content[:] = content
         self.history.begin(self._segment())
         self.history.last.tracking = tracking

@@ -26,9 +26,13 @@ class NewLuks(NewImage):
         self._storage = storage
 
     def finish(self) -> None:
+        self._storage.write_at(SECTOR, self.device.header[SECTOR:])
+        self.device.flush()
+        self._storage.write_at(0, self.device.header[:SECTOR])
         self._storage.flush()
-        self._storage.write_at(0, self.device.header)
-        self._storage.flush()
+
+    def close(self) -> None:
+        self.device.abandon()
 
 
 def judge(size: int, options: Mapping[str, Any]) -> None:
@@ -51,6 +55,10 @@ def create(
     password = new_password(options)
     volume, material, cipher = new_volume(VolumeOptions.from_mapping(options), password)
     size = align_up(size, SECTOR)
+    if storage.size():
+        # A block device has an old image's header.
+        storage.write_zeroes(0, SECTOR)
+        storage.flush()
     storage.truncate(volume.payload_offset + size)
     preallocation = options.get("preallocation", "off")
     if preallocation != "off" and size:

@@ -44,6 +44,8 @@ class LuksDevice(BlockDevice):
         self._payload_offset = payload_offset
         self._locked_contents = contents
         self._size = size
+        #: Whether anything was changed that nobody has waited for yet.
+        self._unsynced = False
 
     @property
     def size(self) -> int:
@@ -73,15 +75,18 @@ class LuksDevice(BlockDevice):
         yield Extent(offset, length, Kind.DATA)
 
     def _write(self, offset: int, view: memoryview) -> None:
+        self._unsynced = True
         self._contents.write_at(offset, view)
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
+        self._unsynced = True
         return [Extent(offset, length, Kind.DATA, self._contents, offset)]
 
     def _link(self, extents: Iterable[Extent]) -> None:
         """Do nothing: every sector has its place from the start."""
 
     def _flush(self) -> None:
+        self._unsynced = False
         self._storage.flush()
 
     def _resize(self, size: int, preallocation: str) -> None:
@@ -89,6 +94,7 @@ class LuksDevice(BlockDevice):
         if preallocation not in ("off", "falloc", "full"):
             raise BadOption(f"Preallocation mode '{preallocation}' is not for luks images")
         size = align_up(size, SECTOR)
+        self._unsynced = True
         if preallocation != "off" and size > self._size:
             self._storage.preallocate(
                 self._payload_offset + self._size, size - self._size, full=preallocation == "full"
@@ -96,8 +102,17 @@ class LuksDevice(BlockDevice):
         self._storage.truncate(self._payload_offset + size)
         self._size = size
 
+    def abandon(self) -> None:
+        """Close the file without waiting for what was written: nobody is to use it."""
+        self._unsynced = False
+        self.close()
+
     def close(self) -> None:
-        self._storage.close()
+        try:
+            if self._unsynced:
+                self._flush()
+        finally:
+            self._storage.close()
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> LuksDevice:

@@ -73,6 +73,9 @@ def create(
     tables_end = l1_offset + align_up(header.l1_size * 8, 512)
     if storage.size():
         # A block device has an old image's header, and old bytes where tables are empty.
+        # The header goes first, so that no image is seen with a part of it gone.
+        storage.write_zeroes(0, 512)
+        storage.flush()
         storage.write_zeroes(0, tables_end)
     header = header.with_l1_table_at(l1_offset)
     contents = data if data is not None else storage

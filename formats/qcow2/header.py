@@ -177,9 +177,10 @@ class Header:
         """Return the header with the active L1 table at another host offset."""
         return replace(self, l1_table_offset=offset)
 
-    def build(self) -> bytes:
+    def build(self, *, name_offset: int | None = None) -> bytes:
         """Return the header's bytes: fields, extensions and backing file name, unpadded.
 
+        The name follows the extensions unless it lies at ``name_offset``; then it is left out.
         Raises :class:`ImageError` if they do not fit into one cluster.
         """
         body = bytearray()
@@ -190,7 +191,9 @@ class Header:
             body += extension.data.ljust(align_up(len(extension.data), 8), b"\0")
         body += build(schema.EXTENSION_HEAD, {"type": ExtensionType.END, "length": 0})
         name = os_bytes(self.backing_file) if self.backing_file is not None else b""
-        name_offset = self.header_length + len(body)
+        apart = name_offset is not None
+        if name_offset is None:
+            name_offset = self.header_length + len(body)
         fields = build(
             schema.HEADER_V2,
             {
@@ -224,7 +227,7 @@ class Header:
                     schema.HEADER_ADDITIONAL,
                     {"compression_type": self.compression, "unknown": self.unknown_fields},
                 ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
-        whole = fields + bytes(body) + name
+        whole = fields + bytes(body) + (b"" if apart else name)
         if len(whole) > self.geometry.cluster_size:
             if self.extension(ExtensionType.FEATURE_NAMES) is not None:
                 # The names are a courtesy, and make room for what is needed.

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.header_switch import begin_header, write_header
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.gate import Gate
@@ -106,6 +107,8 @@ class Metadata:
 
     def flush(self) -> None:
         """Write everything that has changed, in order; see the module's text."""
+        if self._data is not self._storage and not self.unfinished:
+            self._data.flush()
         self._barrier()
         self._write_refcounts()
         if self._write_l2():
@@ -117,11 +120,13 @@ class Metadata:
                 self._free()
 
     def switch_header(self, header: Header) -> None:
-        """Write a header, behind everything that it makes visible, and wait for it."""
+        """Write a header, behind all the metadata that it makes visible, and wait for it.
+
+        Data in a file of their own are durable since the last :meth:`flush`.
+        """
         if not self.unfinished:
             self._barrier()
-            self._storage.write_at(0, header.build())
-            self._storage.flush()
+            write_header(self._storage, header)
         self.header = header
         self.on_header(header)
 
@@ -129,17 +134,13 @@ class Metadata:
         """Write the header of a new image, which makes it one."""
         if self._data is not self._storage:
             self._data.flush()
-        self._storage.flush()
-        self._storage.write_at(0, self.header.build())
-        self._storage.flush()
+        begin_header(self._storage, self.header)
         self.unfinished = False
 
     def _barrier(self) -> None:
-        if self.unfinished:
-            return
-        if self._data is not self._storage:
-            self._data.flush()
-        self._storage.flush()
+        """Wait for the image's own file, in which most often the data lie as well."""
+        if not self.unfinished:
+            self._storage.flush()
 
     def _write_refcounts(self) -> None:
         allocator = self.allocator

@@ -11,6 +11,7 @@ from imgtool.device import BlockDevice
 from imgtool.errors import CorruptImage, ReadOnly
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.header_switch import write_header
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1
@@ -137,8 +138,7 @@ def _writable(
     if known != header.autoclear:
         # What the unknown bits vouch for will not be kept up to date.
         header = replace(header, autoclear=known)
-        storage.write_at(0, header.build())
-        storage.flush()
+        write_header(storage, header)
     table = read_refcount_table(storage, header)
     storage.account.charge(len(table) * 8, "The refcount table")
     allocator = Allocator(storage, header.geometry, table, header.refcount_table_offset)

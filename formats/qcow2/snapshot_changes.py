@@ -1,15 +1,20 @@
 """Taking, applying and deleting internal snapshots.
 
 Each change is switched by one write of the header: before it the image is as it was, after it as
-it is to be, and what a crash can leave behind is only counted space. Source: the specification's
+it is to be. Around it refcounts change by the thousand, and the COPIED flags that go by them: an
+image that can say so is marked dirty meanwhile, so that whoever opens it next after a crash makes
+them agree. Version 2 has no such mark. There a crash can leave flags that lag behind: a check calls
+them errors, but they only cost copies that need not be made. Source: the specification's
 sections "Snapshots" and, for the COPIED flags, "Cluster mapping".
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +22,13 @@ from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
-from imgtool.formats.qcow2.schema import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
+from imgtool.formats.qcow2.schema import (
+    COMPRESSED,
+    COPIED,
+    L1_OFFSET_MASK,
+    L2_OFFSET_MASK,
+    Incompatible,
+)
 from imgtool.formats.qcow2.snapshots import (
     MAX_TABLE_BYTES,
     Snapshot,
@@ -50,32 +61,35 @@ def create_snapshot(device: WritableQcow2, name: str) -> Snapshot:
         if len(device.snapshots) >= MAX_SNAPSHOTS:
             raise ImageError(f"The image has {MAX_SNAPSHOTS} snapshots, the most it can have")
         device.flush()
-        metadata = device.metadata
-        l1 = device.l1
-        # Everything is counted twice first: then nothing that is shared is written in place.
-        for clusters in referenced(device.storage, device.header, l1):
-            metadata.allocator.change_many(clusters, +1)
-            metadata.flush_if_crowded()
-        metadata.flush()
-        _mark_copied(device)
-        offset = _write_l1_copy(device, l1)
-        now = time.time_ns()
-        snapshot = Snapshot(
-            raw_id=_next_id(device.snapshots),
-            raw_name=os_bytes(name),
-            l1_table_offset=offset,
-            l1_size=len(l1),
-            date_sec=now // 1_000_000_000 & 0xFFFFFFFF,
-            date_nsec=now % 1_000_000_000,
-            vm_clock_nsec=0,
-            vm_state_size=0,
-            disk_size=device.size,
-            # The guest has not run: qemu-img, too, records none of its instructions.
-            icount=0,
-            extra_data=b"",
-        )
-        _switch_table(device, [*device.snapshots, snapshot])
-        return snapshot
+        with _marked_dirty(device):
+            return _create(device, name)
+
+
+def _create(device: WritableQcow2, name: str) -> Snapshot:
+    metadata = device.metadata
+    l1 = device.l1
+    # Everything is counted twice first: then nothing that is shared is written in place.
+    _count_again(device, l1)
+    metadata.flush()
+    _mark_copied(device)
+    offset = _write_l1_copy(device, l1)
+    now = time.time_ns()
+    snapshot = Snapshot(
+        raw_id=_next_id(device.snapshots),
+        raw_name=os_bytes(name),
+        l1_table_offset=offset,
+        l1_size=len(l1),
+        date_sec=now // 1_000_000_000 & 0xFFFFFFFF,
+        date_nsec=now % 1_000_000_000,
+        vm_clock_nsec=0,
+        vm_state_size=0,
+        disk_size=device.size,
+        # The guest has not run: qemu-img, too, records none of its instructions.
+        icount=0,
+        extra_data=b"",
+    )
+    _switch_table(device, [*device.snapshots, snapshot])
+    return snapshot
 
 
 def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
@@ -90,27 +104,29 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
                 filename=device.name,
             )
         device.flush()
-        metadata, header = device.metadata, device.header
-        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
-        size = header.size if snapshot.disk_size is None else snapshot.disk_size
-        if size > MAX_SIZE or header.geometry.l1_entries(size) * 8 > MAX_L1_BYTES:
+        size = device.header.size if snapshot.disk_size is None else snapshot.disk_size
+        if size > MAX_SIZE or device.header.geometry.l1_entries(size) * 8 > MAX_L1_BYTES:
             raise CorruptImage(
                 f"The disk size {size} of the snapshot is too large", filename=device.name
             )
-        for clusters in referenced(device.storage, header, l1):
-            metadata.allocator.change_many(clusters, +1)
-            metadata.flush_if_crowded()
-        needed = max(header.geometry.l1_entries(size), len(l1), 1)
-        active = array("Q", [entry & ~COPIED for entry in l1])
-        active.extend([0] * (needed - len(active)))
-        offset = _write_l1_copy(device, active)
-        old, old_offset = device.l1, header.l1_table_offset
-        device.switch_l1(active, offset, size)
-        with device.gate.drained():
-            _let_go(device, old)
-        metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
-        _mark_copied(device)
-        metadata.flush()
+        with _marked_dirty(device):
+            _apply(device, snapshot, size)
+
+
+def _apply(device: WritableQcow2, snapshot: Snapshot, size: int) -> None:
+    metadata, header = device.metadata, device.header
+    l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
+    _count_again(device, l1)
+    needed = max(header.geometry.l1_entries(size), len(l1), 1)
+    active = array("Q", [entry & ~COPIED for entry in l1])
+    active.extend([0] * (needed - len(active)))
+    offset = _write_l1_copy(device, active)
+    old, old_offset = device.l1, header.l1_table_offset
+    device.switch_l1(active, offset, size)
+    with device.gate.drained():
+        _let_go(device, old)
+    metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
+    _mark_copied(device)
 
 
 def delete_snapshot(device: WritableQcow2, name: str) -> None:
@@ -119,20 +135,60 @@ def delete_snapshot(device: WritableQcow2, name: str) -> None:
         _refuse_data_file(device)
         snapshot = _find(device, {"snapshot.name": name})
         device.flush()
-        metadata, header = device.metadata, device.header
+        header = device.header
         l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
-        _switch_table(device, [other for other in device.snapshots if other is not snapshot])
-        _let_go(device, l1)
-        if l1:
-            metadata.free_later(snapshot.l1_table_offset, header.geometry.clusters(len(l1) * 8))
-        _mark_copied(device)
-        metadata.flush()
+        with _marked_dirty(device):
+            _switch_table(device, [other for other in device.snapshots if other is not snapshot])
+            _let_go(device, l1)
+            if l1:
+                clusters = header.geometry.clusters(len(l1) * 8)
+                device.metadata.free_later(snapshot.l1_table_offset, clusters)
+            _mark_copied(device)
+
+
+@contextlib.contextmanager
+def _marked_dirty(device: WritableQcow2) -> Iterator[None]:
+    """Mark the image dirty while refcounts and flags do not agree; it is not if all goes well."""
+    can_tell = device.header.version >= 3
+    if can_tell:
+        marked = device.header.incompatible | Incompatible.DIRTY
+        device.metadata.switch_header(replace(device.header, incompatible=marked))
+    refused = None
+    try:
+        yield
+    except _Refused as error:
+        refused = error.__cause__
+    device.metadata.flush()
+    if can_tell:
+        unmarked = device.header.incompatible & ~Incompatible.DIRTY
+        device.metadata.switch_header(replace(device.header, incompatible=unmarked))
+    if refused is not None:
+        raise refused
+
+
+class _Refused(Exception):
+    """Nothing has been changed, for the reason that is its cause."""
 
 
 def _find(device: WritableQcow2, wanted: Mapping[str, str]) -> Snapshot:
     found = find_snapshot(device.snapshots, wanted)
     assert found is not None
     return found
+
+
+def _count_again(device: WritableQcow2, l1: array[int]) -> None:
+    """Count what ``l1`` references once more, or, if that does not fit the refcounts, nothing."""
+    metadata = device.metadata
+    counted = 0
+    try:
+        for clusters in referenced(device.storage, device.header, l1):
+            metadata.allocator.change_many(clusters, +1)
+            counted += 1
+            metadata.flush_if_crowded()
+    except ImageError as error:
+        for clusters in itertools.islice(referenced(device.storage, device.header, l1), counted):
+            metadata.allocator.change_many(clusters, -1)
+        raise _Refused from error
 
 
 def _let_go(device: WritableQcow2, l1: array[int]) -> None:

@@ -538,10 +538,10 @@ class WritableQcow2(Qcow2Device):
     def finish(self) -> None:
         """Write out everything that has changed, and then the header, which makes it an image."""
         with self._changing():
-            self.metadata.flush()
-            self.metadata.finish()
             if self._bitmap_store is not None:
                 self._bitmap_store.store()
+            self.metadata.flush()
+            self.metadata.finish()
 
     def close(self) -> None:
         with self._lock:

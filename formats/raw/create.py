@@ -9,21 +9,28 @@ from imgtool.device import BlockDevice
 from imgtool.errors import BadOption
 from imgtool.format import NewImage
 from imgtool.formats.raw.driver import SECTOR, RawDevice
+from imgtool.formats.raw.short import ShortStorage
 from imgtool.storage.base import Storage
 from imgtool.units import align_up
 
 
 class NewRawImage(NewImage):
-    """A raw file in the making. It gets its whole length last, so it is short until it is done."""
+    """A raw file in the making. It gets its last sector last, so it is short until it is done."""
 
     def __init__(self, storage: Storage, size: int) -> None:
-        self.device = RawDevice(storage, fresh_size=size)
+        self.device: RawDevice = RawDevice(storage, fresh_size=size)
         self._storage = storage
         self._size = size
 
     def finish(self) -> None:
-        self._storage.truncate(self._size)
         self.device.flush()
+        if isinstance(self._storage, ShortStorage):
+            self._storage.complete()
+        self._storage.truncate(self._size)
+        self._storage.flush()
+
+    def close(self) -> None:
+        self.device.abandon()
 
 
 def create(
@@ -43,6 +50,8 @@ def create(
             f"The device is smaller ({storage.size()} bytes) than the image ({size} bytes)",
             filename=storage.name,
         )
+    if not storage.size() and size:
+        storage = ShortStorage(storage, size)
     preallocation = options.get("preallocation", "off")
     if preallocation != "off" and size:
         storage.preallocate(0, size, full=preallocation == "full")

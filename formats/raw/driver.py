@@ -52,6 +52,8 @@ class RawDevice(BlockDevice):
                 filename=self.name,
             )
         self._size = file_size - offset if size is None else size
+        #: Whether anything was changed that nobody has waited for yet.
+        self._unsynced = False
         if fresh_size is not None:
             self._size = fresh_size
 
@@ -78,21 +80,26 @@ class RawDevice(BlockDevice):
             )
 
     def _write(self, offset: int, view: memoryview) -> None:
+        self._unsynced = True
         self._storage.write_at(self._offset + offset, view)
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self._unsynced = True
         self._storage.write_zeroes(self._offset + offset, length, unmap=unmap)
 
     def _discard(self, offset: int, length: int) -> None:
+        self._unsynced = True
         self._storage.write_zeroes(self._offset + offset, length, unmap=True)
 
     def _reserve(self, offset: int, length: int) -> list[Extent]:
+        self._unsynced = True
         return [Extent(offset, length, Kind.DATA, self._storage, self._offset + offset)]
 
     def _link(self, extents: Iterable[Extent]) -> None:
         """Do nothing: in a raw disk every byte has its place from the start."""
 
     def _flush(self) -> None:
+        self._unsynced = False
         self._storage.flush()
 
     def _resize(self, size: int, preallocation: str) -> None:
@@ -103,6 +110,7 @@ class RawDevice(BlockDevice):
         if preallocation == "metadata":
             raise BadOption("Raw disks have no metadata to preallocate", filename=self.name)
         old = self._size
+        self._unsynced = True
         self._storage.truncate(size)
         self._size = size
         if preallocation != "off" and size > old:
@@ -114,8 +122,17 @@ class RawDevice(BlockDevice):
                 self._size = old
                 raise
 
+    def abandon(self) -> None:
+        """Close the file without waiting for what was written: nobody is to use it."""
+        self._unsynced = False
+        self.close()
+
     def close(self) -> None:
-        self._storage.close()
+        try:
+            if self._unsynced:
+                self._flush()
+        finally:
+            self._storage.close()
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> RawDevice:

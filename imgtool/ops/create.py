@@ -276,6 +276,9 @@ def _make(
     except BaseException:
         _discard(storage)
         raise
+    if not storage.created:
+        # What was there is gone before anything is put in its place: they are never mixed.
+        storage.flush()
     return storage
 
 

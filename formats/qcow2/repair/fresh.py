@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable
+
 from imgtool.errors import ImageError
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.geometry import MAX_HOST_OFFSET
@@ -27,10 +30,20 @@ class Fresh:
         self.room = max(_MOST_ADDED, self._storage.allocated()) >> self._geometry.cluster_bits
         self._zeros = 0
         self._zero_uses = 0
+        self._avoided: list[int] = []
+
+    def avoid(self, clusters: Iterable[int]) -> None:
+        """Leave clusters out that entries name which are believed until they have been replaced."""
+        self._avoided = sorted(clusters)
 
     def take(self, clusters: int) -> int:
         """Take clusters that lie together; return the index of the first. Writes nothing."""
-        first, self.next = self.next, self.next + clusters
+        first = self.next
+        place = bisect_left(self._avoided, first)
+        while place < len(self._avoided) and self._avoided[place] < first + clusters:
+            first = self._avoided[place] + 1
+            place += 1
+        self.next = first + clusters
         if self.next << self._geometry.cluster_bits > MAX_HOST_OFFSET:
             raise ImageError("The file is too long for anything to be added to it")
         return first

@@ -107,6 +107,7 @@ class CopyEngine:
         self._written: deque[list[Extent]] = deque()
         #: Until the host says for the first time that it cannot.
         self._sharing = job.share
+        self._shared = False
         self._zeroed_to = 0
         self._started = time.monotonic()
         self._moved = 0
@@ -312,8 +313,12 @@ class CopyEngine:
             if not length or piece.host_offset % BLOCK or host % BLOCK:
                 continue
             if not target.share_from(piece.storage, piece.host_offset, host, length):
-                self._sharing = False
-                break
+                # Where it has worked before, it is this piece alone.
+                self._sharing = self._shared
+                if not self._sharing:
+                    break
+                continue
+            self._shared = True
             if done < piece.offset:
                 rest.append(extent.clip(done, piece.offset))
             done = piece.offset + length

@@ -27,6 +27,7 @@ from imgtool.formats.qcow2.cluster_map import ClusterMap
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.metadata import Metadata
+from imgtool.formats.qcow2.options import SECTOR
 from imgtool.formats.qcow2.overlap import Overlap
 from imgtool.formats.qcow2.packing import Packer
 from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Crypt, Incompatible
@@ -246,7 +247,7 @@ class WritableQcow2(Qcow2Device):
         head = self._old(start, offset - start)
         tail = self._old(offset + len(part), end - offset - len(part))
         extents = list(self._reserve_runs(start, end - start))
-        pieces = ((start, head), (offset, part), (offset + len(part), tail))
+        pieces = _in_whole_sectors(offset, head, part, tail)
         for extent in extents:
             assert extent.host_offset is not None
             for begin, piece in pieces:
@@ -516,3 +517,21 @@ class WritableQcow2(Qcow2Device):
                     self.metadata.flush()
         finally:
             super().close()
+
+
+def _in_whole_sectors(
+    offset: int, head: memoryview, part: memoryview, tail: memoryview
+) -> tuple[tuple[int, memoryview], ...]:
+    """Cut what lies around ``offset`` into pieces, by guest offset, that share no sector.
+
+    Something may show there already, in a data file for instance: it sees each sector change once.
+    """
+    start, end = offset - len(head), offset + len(part)
+    first, last = align_up(offset, SECTOR), align_down(end, SECTOR)
+    if first >= last:
+        return ((start, memoryview(b"".join((head, part, tail)))),)
+    return (
+        (start, memoryview(b"".join((head, part[: first - offset])))),
+        (first, part[first - offset : last - offset]),
+        (last, memoryview(b"".join((part[last - offset :], tail)))),
+    )

@@ -27,6 +27,7 @@ from imgtool.formats.qcow2.cluster_map import ClusterMap
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.metadata import Metadata
+from imgtool.formats.qcow2.options import SECTOR
 from imgtool.formats.qcow2.overlap import Overlap
 from imgtool.formats.qcow2.packing import Packer
 from imgtool.formats.qcow2.schema import COMPRESSED, Compression, Crypt, Incompatible
@@ -266,7 +267,7 @@ class WritableQcow2(Qcow2Device):
         end = align_up(offset + len(part), granularity)
         head = self._old(start, offset - start)
         tail = self._old(offset + len(part), end - offset - len(part))
-        pieces = ((start, head), (offset, part), (offset + len(part), tail))
+        pieces = _in_whole_sectors(offset, head, part, tail)
         extents: list[Extent] = []
         try:
             extents.extend(self._reserve_runs(start, end - start))
@@ -557,3 +558,21 @@ class WritableQcow2(Qcow2Device):
                 # Nothing may be written behind the last flush.
                 self._closed = True
                 super().close()
+
+
+def _in_whole_sectors(
+    offset: int, head: memoryview, part: memoryview, tail: memoryview
+) -> tuple[tuple[int, memoryview], ...]:
+    """Cut what lies around ``offset`` into pieces, by guest offset, that share no sector.
+
+    Something may show there already, in a data file for instance: it sees each sector change once.
+    """
+    start, end = offset - len(head), offset + len(part)
+    first, last = align_up(offset, SECTOR), align_down(end, SECTOR)
+    if first >= last:
+        return ((start, memoryview(b"".join((head, part, tail)))),)
+    return (
+        (start, memoryview(b"".join((head, part[: first - offset])))),
+        (first, part[first - offset : last - offset]),
+        (last, memoryview(b"".join((part[last - offset :], tail)))),
+    )

@@ -38,6 +38,9 @@ def collision(
     import numpy as np
 
     bits = header.geometry.cluster_bits
+    # A bitmap that lies past the end can be removed; until then nothing is written where it is.
+    held = file_size + header.geometry.cluster_size
+    bitmaps = [one for one in bitmaps if one.table_offset + one.table_size * 8 <= held]
     clusters = _clusters(l1, refcount_table, bits)
     found = clusters[1:][clusters[1:] == clusters[:-1]][:1].tolist()
     reached, past = -1, (file_size + header.geometry.cluster_size) >> bits

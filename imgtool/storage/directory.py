@@ -69,7 +69,7 @@ class Directory:
     def open(cls, path: str) -> Directory:
         """Open a directory as the host follows its path."""
         number = os.open(path, _DIRECTORY)
-        return cls(number, (_identity(number),))
+        return cls(number, (_identity_or_close(number),))
 
     @property
     def number(self) -> int:
@@ -91,12 +91,12 @@ class Directory:
     def root(self) -> None:
         """Go to the root of the host's files."""
         number = os.open("/", _DIRECTORY)
-        self._go(number, (_identity(number),))
+        self._go(number, (_identity_or_close(number),))
 
     def down(self, name: str) -> None:
         """Go to a directory inside this one; a link in its place is not followed."""
         number = os.open(name, _DIRECTORY | _NOFOLLOW, dir_fd=self._number)
-        self._go(number, (*self.trail, _identity(number)))
+        self._go(number, (*self.trail, _identity_or_close(number)))
 
     def up(self) -> None:
         """Go to the directory that this one is in."""
@@ -105,14 +105,15 @@ class Directory:
             if len(self.trail) == 1:
                 return  # of the root that is the root itself
         number = os.open("..", _DIRECTORY, dir_fd=self._number)
-        if _identity(number) != self.trail[-2]:
+        if _identity_or_close(number) != self.trail[-2]:
             os.close(number)
             raise OSError(errno.ESTALE, "A directory was moved meanwhile")
         self._go(number, self.trail[:-1])
 
     def _go(self, number: int, trail: tuple[Identity, ...]) -> None:
-        os.close(self._number)
+        left = self._number
         self._number, self.trail = number, trail
+        os.close(left)
 
     def is_inside(self, allowed: Collection[Identity]) -> bool:
         """Whether this is one of some directories, or lies in one, as far as the trail goes."""
@@ -266,6 +267,15 @@ class CheckedPath:
 
 def _contains(directory: str, path: str) -> bool:
     return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
+
+
+def _identity_or_close(number: int) -> Identity:
+    """The identity of a directory just opened, which is closed if that cannot be told."""
+    try:
+        return _identity(number)
+    except BaseException:
+        os.close(number)
+        raise
 
 
 def _identity(number: int) -> Identity:

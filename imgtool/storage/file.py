@@ -335,15 +335,14 @@ class FileStorage(Storage):
             self._sync()
 
     def close(self) -> None:
-        with self._naming:
-            try:
-                if self._direct is not None:
-                    self._direct.close()
-            finally:
-                self._file.close()
-                self.account.close()
-                if self.names_from is not None:
-                    self.names_from.close()
+        with self._naming, contextlib.ExitStack() as stack:
+            # Whatever fails, all of it is let go of.
+            stack.callback(self.account.close)
+            if self.names_from is not None:
+                stack.callback(self.names_from.close)
+            stack.callback(self._file.close)
+            if self._direct is not None:
+                stack.callback(self._direct.close)
 
     def __del__(self) -> None:
         # Only where __init__ got as far as owning the file.

@@ -91,7 +91,7 @@ class Descriptor:
         """Return bytes from ``offset`` on, without a copy; fewer than ``length`` mean nothing."""
         if hasattr(os, "pread") and length <= LARGEST_REQUEST:
             with self as number:
-                return os.pread(number, length, offset)
+                return uninterrupted(os.pread, number, length, offset)
         return b""
 
     def read_some(self, view: memoryview, offset: int) -> int:

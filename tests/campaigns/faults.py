@@ -86,8 +86,9 @@ def _judge(
     if "Traceback" in outcome.err:
         raise Wrong(f"a traceback: {outcome.err}")
     clean = workshop.clean
-    # What a file ends with helps to tell its format, and is done without if it cannot be read.
-    hit = set(calls.hit) - _HINTS - ({"read"} if len(calls.hit) == 1 else set())
+    # What a file ends with helps to tell its format, and is done without if it cannot be read; so
+    # is the directory, held open, that names in the image would begin at.
+    hit = set(calls.hit) - _HINTS - ({"read", "open"} if len(calls.hit) == 1 else set())
     harmless = not calls.hit or fault == "short" or (fault == "EINTR" and not for_ever)
     if workshop.scenario.reads:
         if outcome.status == clean.status and outcome.out == clean.out:

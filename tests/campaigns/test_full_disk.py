@@ -105,4 +105,5 @@ def test_commands_on_a_full_disk(kind: str, tmp_path: Path) -> None:
         names = names if kind == "tmpfs" else names[:: 3 if kind == "ext4" else 5]
         rooms = rooms[::2]
     failed = try_full(kind, names, tmp_path, rooms)
-    assert failed > len(names) // 3
+    # Where blocks can be shared, a copy needs next to no room.
+    assert failed > len(names) // (4 if kind == "xfs" else 3)

@@ -128,14 +128,14 @@ def test_close_waits_for_a_call_that_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, go_on = threading.Event(), threading.Event()
-    real = os.preadv
+    real = os.pread
 
-    def slow(number: int, views: list[memoryview], offset: int) -> int:
+    def slow(number: int, length: int, offset: int) -> bytes:
         under_way.set()
         assert go_on.wait(60)
-        return real(number, views, offset)
+        return real(number, length, offset)
 
-    monkeypatch.setattr(os, "preadv", slow)
+    monkeypatch.setattr(os, "pread", slow)
     storage = FileStorage.open(make(tmp_path, "raw"))
     with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(storage.read_at, 0, 4096)
@@ -162,7 +162,7 @@ def test_interruptions_come_to_an_end(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with FileStorage.create(tmp_path / "file") as storage:
         storage.write_at(0, b"abc")
-        for call in ("pwrite", "preadv", "fdatasync", "ftruncate"):
+        for call in ("pwrite", "pread", "preadv", "fdatasync", "ftruncate"):
             monkeypatch.setattr(os, call, interrupted)
         calls: list[Callable[[], object]] = [
             lambda: storage.write_at(0, b"x"),

@@ -47,8 +47,10 @@ class TestOpening:
             # What is no multiple of the block size the file system refuses; the file is made.
             assert [hint(folder / str(size)) for size in (0, 2 << 20, 1000)] == [0, 2 << 20, 0]
 
-    @pytest.mark.parametrize("when", ["made", "claimed", "emptied"])
-    @pytest.mark.parametrize("there", [False, True])
+    @pytest.mark.parametrize(
+        ("there", "when"),
+        [(False, "made"), (False, "claimed"), (True, "made"), (True, "claimed"), (True, "emptied")],
+    )
     def test_an_interrupted_create_leaves_what_was_there(
         self, there: bool, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -164,9 +164,9 @@ def test_refcount_table_that_names_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "x.qcow2", put(image, table, entry * 8192))
     assert sound(ask(path))
     assert not imgtool.check(path).clean
-    with imgtool.open(path, writable=True) as device, pytest.raises(CorruptImage):
-        # Were the table its own block, each cluster that is taken would change where blocks are.
-        device.write_at(0, bytes(1 << 16) + b"x" * (MiB - (1 << 16)))
+    # Were the table its own block, each cluster that is taken would change where blocks are.
+    with pytest.raises(CorruptImage, match="upon other metadata"):
+        imgtool.open(path, writable=True)
 
 
 def test_refcount_blocks_that_name_each_other(tmp_path: Path) -> None:

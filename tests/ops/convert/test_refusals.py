@@ -183,9 +183,13 @@ def test_memory_that_is_not_empty(source: Path) -> None:
     assert store.getvalue() == b"x"
 
 
-def test_file_objects_are_no_new_images(source: Path, tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w+b") as file, pytest.raises(BadOption):
-        to(file, source, format="raw")
+def test_file_objects_that_hold_something_are_no_new_images(source: Path, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"what somebody may need")
+        with pytest.raises(BadOption):
+            to(file, source, format="raw")
+        file.seek(0)
+        assert file.read() == b"what somebody may need"
 
 
 def test_target_in_use(tmp_path: Path, source: Path) -> None:

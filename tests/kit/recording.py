@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
 
-from imgtool.chain import Opener
+from imgtool.chain import Opener, OpenPolicy, Trust
 from imgtool.storage.base import Storage
+from imgtool.storage.directory import Place
 from imgtool.storage.memory import MemoryStorage
 from imgtool.units import align_down, align_up
 from tests.kit.faults import WrappedStorage
@@ -155,10 +156,14 @@ class Recorder(WrappedStorage):
 class RecordingOpener(Opener):
     """Opens the files of a recording (or of one state of them) by their names."""
 
+    #: There are no directories that names could be followed from.
+    policy: OpenPolicy = field(default_factory=lambda: OpenPolicy(Trust.ANY))
     files: Mapping[str, Storage] = field(default_factory=dict)
 
-    def file(self, path: str) -> Storage:
+    def _file_at(self, path: str, place: Place | None) -> Storage:
         """The file that ``path`` names."""
+        if place is not None:
+            place.close()
         try:
             return self.files[path.rsplit("/", 1)[-1]]
         except KeyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from typing import IO, cast
 
 from imgtool.chain import Opener, Source, storage_for
@@ -44,7 +45,8 @@ def inspect(
             inspector.feed(chunk)
         return inspector.finish()
     session = Session(format=format, max_virtual_size=max_virtual_size, accept=accept)
-    storage = storage_for(source, opener or Opener())
+    # No name is followed, so not even the directory is held open.
+    storage = storage_for(source, replace(opener or Opener(), follow=False))
     try:
         size = storage.size()
         _run(session, storage, size)

@@ -169,6 +169,8 @@ def _prepare() -> None:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _interrupt)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    # Nothing here multiplies matrices: numpy need not start a thread for each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _told = float("-inf")
@@ -208,4 +210,9 @@ def main() -> NoReturn:
     for number in _ENDING:
         with contextlib.suppress(ValueError):
             signal.signal(number, signal.SIG_IGN)
+    if status == _INTERRUPTED:
+        # A thread that was being started as Ctrl-C came may wait for its start for ever.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)

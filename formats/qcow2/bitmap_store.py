@@ -174,6 +174,8 @@ class BitmapStore:
     def clear(self, name: str) -> None:
         """Make a bitmap all clean, whatever it holds."""
         one = self.usable(name)
+        if one.bits is None:
+            self._take_memory(name, one.entry.granularity)
         one.bits = DirtyBits(self._device.size, one.entry.granularity)
         self._mark_changed()
 

@@ -83,14 +83,16 @@ class Qcow2Device(MappedDevice):
             external_data=header.has_data_file,
         )
         self._decoded = DecodedClusters(_DECODED_BYTES)
-        # Plain entries of whole clusters say where the bytes lie without another look.
-        self._plain_entries = (
-            not header.geometry.extended_l2 and header.crypt_method is not Crypt.AES
-        )
         if encrypted and contents is None:
             self._incomplete = "password"
         elif not follow:
             self._incomplete = _missing(header, data)
+        # Plain entries of whole clusters say where the bytes lie without another look.
+        self._plain_entries = (
+            self._incomplete is None
+            and not header.geometry.extended_l2
+            and header.crypt_method is not Crypt.AES
+        )
 
     @property
     def size(self) -> int:

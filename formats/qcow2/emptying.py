@@ -9,6 +9,9 @@ from imgtool.formats.qcow2.references import referenced
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
 
+#: Pieces of the file that may wait to be given back.
+_PIECES = 1 << 16
+
 
 def make_empty(device: WritableQcow2) -> None:
     """Unmap the whole disk, and give back what only it held. Snapshots keep what is theirs."""
@@ -26,7 +29,8 @@ def make_empty(device: WritableQcow2) -> None:
 def drop_tables(device: WritableQcow2, first: int, *, discard: bool = True) -> None:
     """Unmap everything from the L1 entry ``first`` on; what was shown there must not matter.
 
-    Without ``discard`` the host storage is not given back: that is the caller's to do.
+    Without ``discard`` the host storage is given back only where it is in so many pieces that they
+    had better not be remembered; the rest is the caller's to give back.
     """
     metadata = device.metadata
     dropped = device.l1[first:]
@@ -39,7 +43,7 @@ def drop_tables(device: WritableQcow2, first: int, *, discard: bool = True) -> N
     with device.gate.drained():
         for clusters in referenced(device.storage, device.header, dropped):
             metadata.allocator.change_many(clusters, -1)
-            if discard:
+            if discard or len(metadata.allocator.freed) > _PIECES:
                 metadata.discard_freed()
             metadata.flush_if_crowded()
     metadata.flush()

@@ -50,27 +50,24 @@ def copy(source: int, source_offset: int, target: int, offset: int, length: int)
     return done
 
 
-def share(source: int, source_offset: int, target: int, offset: int, length: int) -> bool:
+def share(source: int, source_offset: int, target: int, offset: int, length: int) -> int:
     """Let a range of one file share its blocks with another (XFS, Btrfs: FICLONERANGE).
 
-    Returns false, with nothing done, where the file systems cannot: offsets and ``length`` must be
-    multiples of their block size. ``length`` must not be 0.
+    Returns ``length``, or 0 with nothing done where the file systems cannot: offsets and ``length``
+    must be multiples of their block size. ``length`` must not be 0.
     """
     try:
         import fcntl
     except ImportError:
-        return False
+        return 0
     if not sys.platform.startswith("linux"):
-        return False
+        return 0
     # struct file_clone_range of linux/fs.h
     request = struct.pack("=qQQQ", source, source_offset, length, offset)
-    while True:
-        try:
-            fcntl.ioctl(target, _FICLONERANGE, request)
-        except InterruptedError:
-            continue
-        except OSError as error:
-            if error.errno in _CANNOT or error.errno in (errno.ENOTTY, errno.ETXTBSY):
-                return False
-            raise
-        return True
+    try:
+        uninterrupted(fcntl.ioctl, target, _FICLONERANGE, request)
+    except OSError as error:
+        if error.errno in _CANNOT or error.errno in (errno.ENOTTY, errno.ETXTBSY):
+            return 0
+        raise
+    return length

@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -300,30 +300,31 @@ class FileStorage(Storage):
         self._written()
 
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> int:
+        return self._take_from(copying.copy, source, source_offset, offset, length)
+
+    def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
+        check_range(source_offset, length, source.name)
+        if source_offset + length > source.size():
+            return False
+        return self._take_from(copying.share, source, source_offset, offset, length) > 0
+
+    def _take_from(
+        self,
+        call: Callable[[int, int, int, int, int], int],
+        source: Storage,
+        source_offset: int,
+        offset: int,
+        length: int,
+    ) -> int:
+        """Let the kernel take a range of another file; return how many bytes it has taken."""
         end = self._check_write(offset, length)
         check_range(source_offset, length, source.name)
         if not isinstance(source, FileStorage) or not length:
             return 0
         held = _UNLOCKED if source is self else source._file
         with self._naming, self._growing(end), held, self._file as number:
-            done = copying.copy(source._file.fileno(), source_offset, number, offset, length)
+            done = call(source._file.fileno(), source_offset, number, offset, length)
             self._reached(offset + done)
-        if done:
-            self._written()
-        return done
-
-    def share_from(self, source: Storage, source_offset: int, offset: int, length: int) -> bool:
-        end = self._check_write(offset, length)
-        check_range(source_offset, length, source.name)
-        if not isinstance(source, FileStorage) or not length:
-            return False
-        if source_offset + length > source.size():
-            return False
-        held = _UNLOCKED if source is self else source._file
-        with self._naming, self._growing(end), held, self._file as number:
-            done = copying.share(source._file.fileno(), source_offset, number, offset, length)
-            if done:
-                self._reached(end)
         if done:
             self._written()
         return done
@@ -505,19 +506,22 @@ def _closing_on_error(
     try:
         yield
     except BaseException as error:
-        # One that somebody else has begun to use is not ours any more.
-        if made is not None and not isinstance(error, InUse):
-            with contextlib.suppress(OSError):
-                os.unlink(made)
+        # One that somebody else has begun to use is not ours any more. Removed while it is locked:
+        # a moment later the name may be another's. Windows removes only what nobody has open.
+        ours = made is not None and not isinstance(error, InUse)
+        removed = ours and made is not None and _remove(made)
         file.close()
-        if made is not None and not isinstance(error, InUse):
+        if ours and not removed and made is not None:
             _remove(made)
         raise
 
 
-def _remove(path: str | os.PathLike[str]) -> None:
-    with contextlib.suppress(OSError):
+def _remove(path: str | os.PathLike[str]) -> bool:
+    try:
         os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def _set_nocow(file: Descriptor) -> None:

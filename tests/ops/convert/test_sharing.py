@@ -38,10 +38,10 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """What is shared, as ``(source offset, offset, length)``: the bytes are copied instead."""
     calls: list[tuple[int, int, int]] = []
 
-    def share(source: int, source_offset: int, target: int, offset: int, length: int) -> bool:
+    def share(source: int, source_offset: int, target: int, offset: int, length: int) -> int:
         calls.append((source_offset, offset, length))
         os.pwrite(target, os.pread(source, length, source_offset), offset)
-        return True
+        return length
 
     monkeypatch.setattr(copying, "share", share)
     return calls

@@ -11,24 +11,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from imgtool import zeros
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.storage.base import Storage
 
-_ZEROS = memoryview(bytes(1 << 20))
-
 #: Encoded bytes that are read in one go, and what may lie between two clusters' without need.
 _ENCODED_BYTES = 4 << 20
 _ENCODED_GAP = 64 << 10
-
-
-def fill_zeros(view: memoryview) -> None:
-    """Set every byte of ``view`` to zero."""
-    length = len(view)
-    for start in range(0, length, len(_ZEROS)):
-        step = min(len(_ZEROS), length - start)
-        view[start : start + step] = _ZEROS[:step]
 
 
 class DecodedClusters:
@@ -130,7 +121,7 @@ class MappedDevice(BlockDevice):
             if extent.kind is Kind.DATA:
                 self._read_data(extent, part)
             elif extent.kind is Kind.ZERO:
-                fill_zeros(part)
+                zeros.fill(part)
             elif extent.kind is Kind.COMPRESSED:
                 encoded.append((extent, part))
             else:
@@ -195,7 +186,7 @@ class MappedDevice(BlockDevice):
             assert backing is not None
             backing._read(offset, view[:inside])
         if inside < len(view):
-            fill_zeros(view[inside:])
+            zeros.fill(view[inside:])
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         backing = self._backing

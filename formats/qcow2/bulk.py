@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from array import array
 
+from imgtool.zeros import all_zero
+
 #: Importing numpy takes as long as looping over so many entries, so it is put off that long.
 _LOOPED_ENTRIES = 1_000_000
-
-_ZEROS = bytes(1 << 16)
 
 _looped = 0
 
@@ -34,8 +34,4 @@ def series(first: int, count: int, step: int) -> array[int]:
 
 def any_set(entries: array[int]) -> bool:
     """Whether any of the entries is not zero."""
-    view = memoryview(entries).cast("B") if entries else b""
-    return not all(
-        _ZEROS.startswith(view[start : start + len(_ZEROS)])
-        for start in range(0, len(view), len(_ZEROS))
-    )
+    return bool(entries) and not all_zero(memoryview(entries).cast("B"))

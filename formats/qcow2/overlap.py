@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Up to here sorting Python's integers costs less memory and time than numpy.
-_LOOPED_ENTRIES = 1 << 16
+LOOPED_ENTRIES = 1 << 16
 
 
 class MetadataMap:
@@ -51,26 +51,12 @@ class MetadataMap:
         """
         chosen = cls(header.geometry)
         geometry = header.geometry
-        ranges = [
-            (0, 1),
-            (header.refcount_table_offset, header.refcount_table_clusters * geometry.cluster_size),
-            (header.l1_table_offset, header.l1_size * 8),
-        ]
-        ranges += [(snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in snapshots]
-        ranges += [(bitmap.table_offset, bitmap.table_size * 8) for bitmap in bitmaps]
-        if header.snapshot_count:
-            ranges.append((header.snapshots_offset, 1))
-        if header.bitmaps is not None:
-            ranges.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))
-        if header.luks_header is not None:
-            ranges.append(header.luks_header)
         clusters = [
             (offset >> chosen._bits, (offset >> chosen._bits) + geometry.clusters(length))
-            for offset, length in ranges
-            if length
+            for offset, length in metadata_ranges(header, snapshots, bitmaps)
         ]
         tables = ((l1, L1_OFFSET_MASK), (refcount_table, REFCOUNT_OFFSET_MASK))
-        join = _join if len(l1) + len(refcount_table) <= _LOOPED_ENTRIES else _join_many
+        join = _join if len(l1) + len(refcount_table) <= LOOPED_ENTRIES else _join_many
         chosen._starts, chosen._ends = join(clusters, tables, chosen._bits)
         return chosen
 
@@ -103,6 +89,26 @@ class MetadataMap:
             kept = [part for part in (before, after) if part[0] < part[1]]
             self._starts[low:high] = array("Q", [start for start, _ in kept])
             self._ends[low:high] = array("Q", [stop for _, stop in kept])
+
+
+def metadata_ranges(
+    header: Header, snapshots: list[Snapshot], bitmaps: list[Bitmap]
+) -> list[tuple[int, int]]:
+    """What metadata there is but L2 tables and refcount blocks: host offsets and bytes."""
+    cluster_size = header.geometry.cluster_size
+    found = [
+        (0, cluster_size),
+        (header.refcount_table_offset, header.refcount_table_clusters * cluster_size),
+        (header.l1_table_offset, header.l1_size * 8),
+        (header.snapshots_offset, sum(snapshot.size_on_disk for snapshot in snapshots)),
+    ]
+    found += [(snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in snapshots]
+    found += [(bitmap.table_offset, bitmap.table_size * 8) for bitmap in bitmaps]
+    if header.bitmaps is not None:
+        found.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))
+    if header.luks_header is not None:
+        found.append(header.luks_header)
+    return [(offset, length) for offset, length in found if length]
 
 
 def _join(
@@ -147,10 +153,11 @@ def _join_many(
     begins = np.append(True, starts[1:] > ends[:-1])
     starts = starts[begins]
     ends = ends[np.append(begins[1:], True)]
-    return _array(starts), _array(ends)
+    return to_array(starts), to_array(ends)
 
 
-def _array(numbers: NDArray[np.uint64]) -> array[int]:
+def to_array(numbers: NDArray[np.uint64]) -> array[int]:
+    """The same numbers, which as Python's integers would take several times the memory."""
     made = array("Q")
     made.frombytes(numbers.data.cast("B"))
     return made

@@ -1,4 +1,4 @@
-"""The checks on offsets that every storage makes, and zeros to write and to fill with."""
+"""The checks on offsets that every storage makes, and zeros to write piece by piece."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import errno
 import os
 from collections.abc import Iterator
 
+from imgtool.zeros import ZEROS
+
 #: Where the largest host file ends: offsets are signed 64-bit numbers; bytes.
 MAX_OFFSET = (1 << 63) - 1
-
-#: How much is written at a time where a host can only be given zeros by writing them; bytes.
-ZERO_PIECE = 1 << 20
-
-_ZEROS = memoryview(bytes(ZERO_PIECE))
 
 
 def check_range(offset: int, length: int, name: str) -> int:
@@ -34,17 +31,10 @@ def check_offset(offset: int, name: str) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
 
 
-def fill_zeroes(view: memoryview) -> None:
-    """Set every byte of ``view`` to zero."""
-    for start in range(0, len(view), ZERO_PIECE):
-        part = view[start : start + ZERO_PIECE]
-        part[:] = _ZEROS[: len(part)]
-
-
 def zero_pieces(offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
-    """Cover a range with ``(offset, zeros)`` of at most :data:`ZERO_PIECE` bytes each."""
+    """Cover a range with ``(offset, zeros)`` of at most :data:`~imgtool.zeros.PIECE` bytes each."""
     end = offset + length
     while offset < end:
-        zeros = _ZEROS[: end - offset]
+        zeros = ZEROS[: end - offset]
         yield offset, zeros
         offset += len(zeros)

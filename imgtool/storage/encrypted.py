@@ -101,8 +101,8 @@ class EncryptedStorage(Storage):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Write zeros, encrypted: no hole reads as zeros here."""
         check_range(offset, length, self.name)
-        for start, zeros in zero_pieces(offset, length):
-            self.write_at(start, zeros)
+        for start, piece in zero_pieces(offset, length):
+            self.write_at(start, piece)
 
     def discard(self, offset: int, length: int) -> None:
         self._storage.discard(self._start + offset, length)

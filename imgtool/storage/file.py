@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from imgtool import zeros
 from imgtool.errors import BadOption, Closed, ImageError, InUse, ReadOnly
 from imgtool.gate import Gate
 from imgtool.names import check_name
@@ -21,7 +22,6 @@ from imgtool.storage.bounds import (
     MAX_OFFSET,
     check_offset,
     check_range,
-    fill_zeroes,
     zero_pieces,
 )
 from imgtool.storage.host import Descriptor
@@ -219,7 +219,7 @@ class FileStorage(Storage):
         with self._naming:
             found = self._get(view[: max(0, MAX_OFFSET - offset)], offset)
         if found < len(view):
-            fill_zeroes(view[found:])
+            zeros.fill(view[found:])
         return found
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -393,8 +393,8 @@ class FileStorage(Storage):
             self._file.write(view, offset)
 
     def _put_zeroes(self, offset: int, length: int) -> None:
-        for start, zeros in zero_pieces(offset, length):
-            self._put(zeros, start)
+        for start, piece in zero_pieces(offset, length):
+            self._put(piece, start)
 
     def _written(self) -> None:
         if self._cache.through:

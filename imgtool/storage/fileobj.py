@@ -9,9 +9,10 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import IO, TYPE_CHECKING, cast
 
+from imgtool import zeros
 from imgtool.errors import Closed, ImageError, ReadOnly
 from imgtool.storage.base import HostRange, Storage
-from imgtool.storage.bounds import check_offset, check_range, fill_zeroes, zero_pieces
+from imgtool.storage.bounds import check_offset, check_range, zero_pieces
 from imgtool.storage.holes import merge
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FileObjectStorage(Storage):
             # Past its end not every object can seek.
             found = self._read(view[: max(0, self._size() - offset)], offset)
         if found < len(view):
-            fill_zeroes(view[found:])
+            zeros.fill(view[found:])
         return found
 
     def write_at(self, offset: int, data: ReadableBuffer) -> None:
@@ -171,8 +172,8 @@ class FileObjectStorage(Storage):
             done += count
 
     def _write_zeroes(self, offset: int, length: int) -> None:
-        for start, zeros in zero_pieces(offset, length):
-            self._write(zeros, start)
+        for start, piece in zero_pieces(offset, length):
+            self._write(piece, start)
 
     def _size(self) -> int:
         if not self.read_only:

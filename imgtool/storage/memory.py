@@ -8,9 +8,10 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING
 
+from imgtool import zeros
 from imgtool.errors import Closed, ReadOnly
 from imgtool.storage.base import HostRange, Storage
-from imgtool.storage.bounds import check_offset, check_range, fill_zeroes
+from imgtool.storage.bounds import check_offset, check_range
 from imgtool.storage.holes import merge
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class MemoryStorage(Storage):
             found = len(part)
             part.release()
         if found < len(view):
-            fill_zeroes(view[found:])
+            zeros.fill(view[found:])
         return found
 
     def write_at(self, offset: int, data: ReadableBuffer) -> None:

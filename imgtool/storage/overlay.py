@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from imgtool import zeros
 from imgtool.storage.base import HostRange, Storage
-from imgtool.storage.bounds import check_range, fill_zeroes, zero_pieces
+from imgtool.storage.bounds import check_range, zero_pieces
 from imgtool.storage.fileobj import FileObjectStorage
 from imgtool.units import align_down, div_round_up
 
@@ -74,7 +75,7 @@ class OverlayStorage(Storage):
         inside = max(0, min(len(view), self._base_end - offset))
         if inside:
             self._base.read_into(offset, view[:inside])
-        fill_zeroes(view[inside:])
+        zeros.fill(view[inside:])
 
     def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
         inside = max(0, min(length, self._size - offset))
@@ -98,8 +99,8 @@ class OverlayStorage(Storage):
         self._size = max(self._size, end)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        for start, zeros in zero_pieces(offset, length):
-            self.write_at(start, zeros)
+        for start, piece in zero_pieces(offset, length):
+            self.write_at(start, piece)
 
     def truncate(self, size: int) -> None:
         check_range(size, 0, self.name)

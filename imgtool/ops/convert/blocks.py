@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from imgtool.ranges import Ranges, joined, without
+from imgtool.zeros import all_zero
 
 _WORD = 8
 _ZERO_WORD = bytes(_WORD)
-_ZEROS = bytes(1 << 20)
 
 
 def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
@@ -23,10 +23,7 @@ def nonzero_ranges(buffer: bytearray, length: int, block: int) -> Ranges:
     view = memoryview(buffer)
 
     def zero(start: int, end: int) -> bool:
-        return all(
-            _ZEROS.startswith(view[here : min(here + len(_ZEROS), end)])
-            for here in range(start, end, len(_ZEROS))
-        )
+        return all_zero(view[start:end])
 
     # A word of each block: only where that is zero is the block worth a look.
     return _without_alike(_sample(view, length, block), length, block, zero)

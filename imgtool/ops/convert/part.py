@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from imgtool import zeros
 from imgtool.device import BlockDevice
 from imgtool.extent import Extent, Kind
-from imgtool.mapped import fill_zeros
 from imgtool.storage.base import Storage
 from imgtool.units import align_up
 
@@ -36,7 +36,7 @@ class PartDevice(BlockDevice):
         inside = max(0, min(len(view), self._length - offset))
         if inside:
             self._whole.read_into(self._start + offset, view[:inside])
-        fill_zeros(view[inside:])
+        zeros.fill(view[inside:])
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length

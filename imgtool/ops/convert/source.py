@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from imgtool import zeros
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
-from imgtool.mapped import fill_zeros
 from imgtool.ops.convert.plan import Window
 
 #: How finely a range that cannot be read is taken apart when errors are skipped.
@@ -32,10 +32,10 @@ class SourceReader:
         for part in window.data:
             start = part.offset - window.offset
             if done < start:
-                fill_zeros(view[done:start])
+                zeros.fill(view[done:start])
             self._read(part, view[start : start + part.length])
             done = start + part.length
-        fill_zeros(view[done:])
+        zeros.fill(view[done:])
 
     def _read(self, part: Extent, view: memoryview) -> None:
         try:
@@ -61,7 +61,7 @@ class SourceReader:
                 if len(steps) > 1:
                     self._salvage(offset + start, piece, steps[1:])
                 else:
-                    fill_zeros(piece)
+                    zeros.fill(piece)
                     self.warn(f"error while reading at byte {offset + start}: {describe(error)}")
 
 

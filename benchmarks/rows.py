@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -130,6 +131,9 @@ def _commit(inputs: Inputs) -> list[Contender]:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
+    # Else the first command to flush its own would be waiting for the copy.
+    with target.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _start(inputs: Inputs, *arguments: str | Path, output: Path | None = None) -> list[Contender]:

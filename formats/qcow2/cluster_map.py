@@ -64,6 +64,31 @@ class ClusterMap:
         entry, _ = self.entry(offset)
         return self._own_host(entry)
 
+    def kept_run(self, offset: int, end: int) -> tuple[int, int] | None:
+        """The host offset of a range that may be overwritten in place, and where that ends.
+
+        None where ``offset`` has no host cluster of its own. ``offset`` and ``end`` are mapped by
+        one L2 table; the range goes on for as long as the host clusters follow each other.
+        """
+        host = self.kept_host(offset)
+        if host is None:
+            return None
+        geometry = self._header.geometry
+        size, step = geometry.cluster_size, geometry.l2_entry_size // 8
+        table = self._tables.get(offset // geometry.l2_coverage)
+        assert table is not None
+        base = align_down(offset, geometry.l2_coverage)
+        first = ((offset - base) >> geometry.cluster_bits) * step
+        stop = align_down(offset, size) + size
+        following = host | COPIED
+        for entry in table[first + step : geometry.clusters(end - base) * step : step]:
+            following += size
+            # Zeros that have a place may be overwritten there.
+            if entry & ~ZERO_FLAG != following:
+                break
+            stop += size
+        return host + offset % size, min(stop, end)
+
     def first_kept(self, offset: int, end: int) -> int:
         """The first cluster boundary behind ``offset`` whose cluster is kept, at most ``end``.
 

@@ -188,13 +188,11 @@ class WritableQcow2(Qcow2Device):
         end = offset + length
         while offset < end:
             stop = min(end, align_down(offset, geometry.l2_coverage) + geometry.l2_coverage)
-            kept = self.clusters.kept_host(offset)
             if self.header.has_data_file:
                 # In an external data file a cluster's place is its guest offset.
                 host = offset
-            elif kept is not None:
-                stop = min(stop, align_down(offset, geometry.cluster_size) + geometry.cluster_size)
-                host = kept + offset % geometry.cluster_size
+            elif (kept := self.clusters.kept_run(offset, stop)) is not None:
+                host, stop = kept
                 self._check_in_place(host, stop - offset)
             else:
                 # The L2 table comes first, so that it lies in front of the data it maps.

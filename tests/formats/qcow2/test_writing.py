@@ -138,6 +138,25 @@ def test_unaligned_clusters_are_not_written_to(extended: bool) -> None:
     assert store.getvalue() == before
 
 
+@pytest.mark.parametrize("extended", ["off", "on"])
+def test_clusters_of_its_own_are_reserved_together(tmp_path: Path, extended: str) -> None:
+    path = image(tmp_path / "a.qcow2", 64 * MiB, extended_l2=extended)
+    with writing(path) as device:
+        device.write_at(0, b"x" * MiB)
+        device.write_at(2 * MiB, b"x" * MiB)
+        device.write_at(MiB, b"x" * MiB)
+        places = [(extent.offset, extent.length) for extent in device.reserve(0, 4 * MiB)]
+        assert places == [(0, MiB), (MiB, MiB), (2 * MiB, MiB), (3 * MiB, MiB)]
+        part = 2 * CLUSTER + CLUSTER // 2
+        (extent,) = device.reserve(part, 3 * CLUSTER)
+        (mapped,) = device.extents(part, 3 * CLUSTER)
+        assert (extent.host_offset, extent.end) == (mapped.host_offset, part + 3 * CLUSTER)
+        (place,) = device.extents(0, CLUSTER)
+        device.write_zeroes(CLUSTER, CLUSTER)
+        (extent,) = device.reserve(0, 2 * CLUSTER)
+        assert (extent.host_offset, extent.length) == (place.host_offset, 2 * CLUSTER)
+
+
 # Zeros
 
 

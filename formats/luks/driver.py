@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgtool.crypto.luks_header import Volume
 from imgtool.crypto.luks_options import password_of
-from imgtool.device import BlockDevice, Limits
+from imgtool.device import Limits
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.extent import Extent, Kind
+from imgtool.flat import FlatDevice
 from imgtool.schema import luks
 from imgtool.storage.base import Storage
 from imgtool.storage.encrypted import SECTOR, EncryptedStorage
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from imgtool.chain import Opener
 
 
-class LuksDevice(BlockDevice):
+class LuksDevice(FlatDevice):
     """The payload of a LUKS volume in ``storage``.
 
     ``header`` is the header as it stands in the file. ``contents`` is the payload decrypted, None
@@ -37,27 +38,15 @@ class LuksDevice(BlockDevice):
         contents: EncryptedStorage | None,
         size: int,
     ) -> None:
-        self.name = storage.name
+        super().__init__(storage, size)
         self.read_only = storage.read_only or contents is None
         self.header = header
-        self._storage = storage
         self._payload_offset = payload_offset
         self._locked_contents = contents
-        self._size = size
-        #: Whether anything was changed that nobody has waited for yet.
-        self._unsynced = False
-
-    @property
-    def size(self) -> int:
-        return self._size
 
     @property
     def limits(self) -> Limits:
         return Limits(alignment=SECTOR)
-
-    @property
-    def children(self) -> Mapping[str, BlockDevice | Storage]:
-        return {"file": self._storage}
 
     @property
     def _contents(self) -> EncryptedStorage:
@@ -82,13 +71,6 @@ class LuksDevice(BlockDevice):
         self._unsynced = True
         return [Extent(offset, length, Kind.DATA, self._contents, offset)]
 
-    def _link(self, extents: Iterable[Extent]) -> None:
-        """Do nothing: every sector has its place from the start."""
-
-    def _flush(self) -> None:
-        self._unsynced = False
-        self._storage.flush()
-
     def _resize(self, size: int, preallocation: str) -> None:
         """Set the size. As in any LUKS volume, a part never written reads as random bytes."""
         if preallocation not in ("off", "falloc", "full"):
@@ -101,18 +83,6 @@ class LuksDevice(BlockDevice):
             )
         self._storage.truncate(self._payload_offset + size)
         self._size = size
-
-    def abandon(self) -> None:
-        """Close the file without waiting for what was written: nobody is to use it."""
-        self._unsynced = False
-        self.close()
-
-    def close(self) -> None:
-        try:
-            if self._unsynced:
-                self._flush()
-        finally:
-            self._storage.close()
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> LuksDevice:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from imgtool.device import BlockDevice, Limits
+from imgtool.device import Limits
 from imgtool.errors import BadOption
 from imgtool.extent import Extent, Kind
+from imgtool.flat import FlatDevice
 from imgtool.storage.base import Storage
 from imgtool.units import align_up
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 SECTOR = 512
 
 
-class RawDevice(BlockDevice):
+class RawDevice(FlatDevice):
     """``size`` bytes from ``offset`` on in a file; None stands for all that follows.
 
     ``fresh_size`` is the size of a disk whose file has yet to grow to its length.
@@ -34,40 +35,27 @@ class RawDevice(BlockDevice):
         *,
         fresh_size: int | None = None,
     ) -> None:
-        self._storage = storage
         self._offset = offset
         self._fixed = offset != 0 or size is not None
-        self.name = storage.name
         self.read_only = storage.read_only
         file_size = align_up(storage.size(), SECTOR)
         if offset > file_size:
             raise BadOption(
                 f"The offset {offset} lies past the end of the file ({file_size} bytes)",
-                filename=self.name,
+                filename=storage.name,
             )
         if size is not None and offset + size > file_size:
             raise BadOption(
                 f"The size {size} from offset {offset} on is more than the file has "
                 f"({file_size} bytes)",
-                filename=self.name,
+                filename=storage.name,
             )
-        self._size = file_size - offset if size is None else size
-        #: Whether anything was changed that nobody has waited for yet.
-        self._unsynced = False
-        if fresh_size is not None:
-            self._size = fresh_size
-
-    @property
-    def size(self) -> int:
-        return self._size
+        own_size = file_size - offset if size is None else size
+        super().__init__(storage, own_size if fresh_size is None else fresh_size)
 
     @property
     def limits(self) -> Limits:
         return Limits(alignment=self._storage.alignment)
-
-    @property
-    def children(self) -> Mapping[str, BlockDevice | Storage]:
-        return {"file": self._storage}
 
     def _read(self, offset: int, view: memoryview) -> None:
         self._storage.read_into(self._offset + offset, view)
@@ -95,13 +83,6 @@ class RawDevice(BlockDevice):
         self._unsynced = True
         return [Extent(offset, length, Kind.DATA, self._storage, self._offset + offset)]
 
-    def _link(self, extents: Iterable[Extent]) -> None:
-        """Do nothing: in a raw disk every byte has its place from the start."""
-
-    def _flush(self) -> None:
-        self._unsynced = False
-        self._storage.flush()
-
     def _resize(self, size: int, preallocation: str) -> None:
         if self._fixed:
             raise BadOption(
@@ -121,18 +102,6 @@ class RawDevice(BlockDevice):
                 self._storage.truncate(old)
                 self._size = old
                 raise
-
-    def abandon(self) -> None:
-        """Close the file without waiting for what was written: nobody is to use it."""
-        self._unsynced = False
-        self.close()
-
-    def close(self) -> None:
-        try:
-            if self._unsynced:
-                self._flush()
-        finally:
-            self._storage.close()
 
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> RawDevice:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ def twins(
 ) -> Twins:
     """qemu-img and imgtool, to be run with the same arguments."""
     return Twins(tmp_path, capsys, monkeypatch.chdir)
+
+
+@pytest.fixture
+def prepared(twins: Twins, images: Path) -> Twins:
+    """Both programs have a copy of the module's images."""
+    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
+    return twins
 
 
 @pytest.fixture(scope="session")

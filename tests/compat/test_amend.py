@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +140,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shop.img("snapshot", "-c", number, name)
         shop.io(Path(name), "qcow2", "write -P 9 300k 100k")
     return shop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from tests.compat.images import same_disks
 from tests.compat.twins import Twins
 from tests.compat.workshop import Workshop
 from tests.kit import referee
-from tests.kit.tools import require_tool
 
 CHANGED = [
     ("--add", "disk.q", "new"),
@@ -126,17 +123,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shop.io(Path(name), "qcow2", "write -P 3 4M 1k", "write -P 4 7M 1M")
     shop.img("snapshot", "-c", "one", "snap.q")
     shutil.copy(shop.directory / "disk.q", shop.directory / "broken.q")
-    # A process that dies while bitmaps follow its writes leaves them inconsistent.
-    command = [require_tool("qemu-io"), "-c", "write 0 64k", "-c", "abort", "broken.q"]
-    done = subprocess.run(command, cwd=shop.directory, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGABRT
+    shop.abort(Path("broken.q"), "write 0 64k")
     return shop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 def _bitmaps(path: Path) -> list[tuple[object, list[tuple[int, int]] | None]]:

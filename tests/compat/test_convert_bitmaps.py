@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ import imgtool
 from tests.compat.twins import Twins
 from tests.compat.workshop import Workshop
 from tests.kit import referee
-from tests.kit.tools import require_tool
 
 COPIED = [
     ("-O", "qcow2", "--bitmaps", "disk.q", "new.q"),
@@ -49,17 +46,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop.img("bitmap", "--add", "same.q", "fine")
     shop.io(Path("disk.q"), "qcow2", "write -P 1 100k 300k", "write -P 2 1900k 100k")
     shutil.copy(shop.directory / "disk.q", shop.directory / "broken.q")
-    # A process that dies while bitmaps follow its writes leaves them inconsistent.
-    command = [require_tool("qemu-io"), "-c", "write 0 64k", "-c", "abort", "broken.q"]
-    done = subprocess.run(command, cwd=shop.directory, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGABRT
+    shop.abort(Path("broken.q"), "write 0 64k")
     return shop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 def _bitmaps(path: Path) -> tuple[object, list[list[tuple[int, int]]]]:

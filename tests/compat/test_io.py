@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (workshop.directory / "pattern").write_bytes(b"abc\x00\x7f\xffXYZ ~9!")
     (workshop.directory / "empty").touch()
     return workshop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    """Both programs have a copy of the images."""
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 def _alike(twins: Twins, name: str, *lines: str, options: tuple[str, ...] = ()) -> int:

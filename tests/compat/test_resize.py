@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -96,12 +95,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shop.img("snapshot", "-c", "one", name)
     shop.img("convert", "-O", "raw", "disk.q", "disk.raw")
     return shop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 @pytest.mark.parametrize("arguments", RESIZED)

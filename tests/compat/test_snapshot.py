@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -82,12 +81,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shop.io(Path("disk.q"), "qcow2", f"write -P {number} {number * 100}k 200k")
         shop.img("snapshot", "-c", f"snap{number}", "disk.q")
     return shop.directory
-
-
-@pytest.fixture
-def prepared(twins: Twins, images: Path) -> Twins:
-    shutil.copytree(images, twins.qemu, dirs_exist_ok=True)
-    return twins
 
 
 def _undated(table: str) -> str:

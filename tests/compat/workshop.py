@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class Workshop:
         # qemu-io goes on after a failed command and reports it on its output only.
         if "failed" in done or "Invalid" in done or "expect" in done:
             raise AssertionError(f"{arguments}: {done}")
+
+    def abort(self, path: Path, command: str) -> None:
+        """Run a qemu-io command in a process that dies behind it, so that bitmaps stay in use."""
+        arguments = [self._io, "-f", "qcow2", "-c", command, "-c", "abort", str(path)]
+        done = subprocess.run(arguments, cwd=self.directory, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGABRT
 
     def img(self, *arguments: str) -> None:
         """Run qemu-img."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.memory import touch_free
 from benchmarks.model import Command, Contender, Measured, nothing
 
 #: What ru_maxrss counts in: bytes on macOS, KiB elsewhere.
@@ -73,8 +74,9 @@ def compete(
 ) -> dict[str, Measured]:
     """Let all contenders run in turn, ``warm_ups`` and then ``runs`` times; only these count.
 
-    With ``settle``, a run waits until what was written before it has reached the disk: it would
-    pay for that. A contender whose package is not installed is left out.
+    With ``settle``, a run waits until what was written before it has reached the disk, and until
+    memory for what it writes itself is there: it would pay for that. A contender whose package is
+    not installed is left out.
     """
     present = [each for each in contenders if _installed(each.requires)]
     for each in contenders:
@@ -88,6 +90,8 @@ def compete(
             contender.prepare()
             if settle and (contender.outputs or contender.prepare is not nothing):
                 os.sync()
+                for output in contender.outputs[:1]:
+                    touch_free(output.parent)
             _once(contender, result, judged=number == 0, counts=number >= warm_ups)
         if number >= warm_ups:
             times = (f"{name} {result.seconds[-1]:.4g} s" for name, result in results.items())

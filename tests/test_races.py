@@ -19,8 +19,9 @@ from tests.kit.qcow2 import DATA_FILE, ImageBuilder
 
 SIZE = 1 << 16
 
-#: Opens of one test, successful or not, while somebody else is busy.
+#: Opens of one test, successful or not, while somebody else is busy; and until both have been seen.
 _OPENS = effort(300)
+_MOST_OPENS = 100 * _OPENS
 
 
 @pytest.fixture
@@ -152,7 +153,10 @@ def test_nothing_outside_is_opened(
     steps = change(images, outside)
     whole = failed = 0
     with meanwhile(steps):
-        for number in range(_OPENS):
+        for number in range(_MOST_OPENS):
+            # On a busy machine it may take long until the other thread has its turn.
+            if number >= _OPENS and whole and failed:
+                break
             try:
                 with open_disk(tops[number % len(tops)]) as device:
                     assert device.read_at(0, 1) == b"i"
@@ -163,7 +167,6 @@ def test_nothing_outside_is_opened(
     # Otherwise nothing has been tried.
     assert whole
     assert failed
-    assert whole + failed == _OPENS
 
 
 def test_names_start_from_the_folder_in_which_a_file_was_found(images: Path, outside: Path) -> None:

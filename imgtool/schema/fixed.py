@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import struct
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Fixed(Struct):  # type: ignore[misc]
     def __init__(self, *fields: Construct) -> None:
         super().__init__(*fields)
         self._names = [field.name for field in fields]
+        self._container = _container(self._names)
         self._layout = struct.Struct(">" + "".join(_code(field.subcon) for field in fields))
         #: How to go on with the fields that are more than a number or bytes.
         self._decoders = [
@@ -47,7 +49,7 @@ class Fixed(Struct):  # type: ignore[misc]
             values = self._layout.unpack_from(data)
         except struct.error as error:
             raise StreamError(str(error)) from error
-        found = Container(zip(self._names, values, strict=True))
+        found = self._container(zip(self._names, values, strict=True))
         for name, decode in self._decoders:
             found[name] = decode(found[name])
         return found
@@ -57,6 +59,14 @@ class Fixed(Struct):  # type: ignore[misc]
 
     def _sizeof(self, context: Any, path: str) -> int:
         return self._layout.size
+
+
+def _container(names: list[str]) -> type[Container]:
+    """A ``Container`` whose attributes of these names need no Python code to be found."""
+    attributes: dict[str, Any] = {
+        name: property(operator.itemgetter(name)) for name in names if not hasattr(Container, name)
+    }
+    return type("Container", (Container,), {"__slots__": (), **attributes})
 
 
 def _code(field: Construct) -> str:

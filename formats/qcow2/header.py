@@ -7,7 +7,7 @@ on its word.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
 from imgtool.formats.qcow2 import schema
@@ -66,25 +66,22 @@ FEATURE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """A header extension as it stands: its type and its data without padding."""
 
     type: int
     data: bytes
 
 
-@dataclass(frozen=True)
-class BitmapsExtension:
+class BitmapsExtension(NamedTuple):
     """Where the bitmap directory lies and how large it is (bytes)."""
 
-    count: int
+    number: int
     directory_size: int
     directory_offset: int
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A qcow2 header that has passed every check which needs nothing but the header.
 
     ``extensions`` holds all of them in order, unknown ones included, so that what is built from a
@@ -107,7 +104,7 @@ class Header:
     compression: Compression = Compression.ZLIB
     header_length: int = schema.HEADER_LENGTH
     backing_file: str | None = None
-    extensions: tuple[Extension, ...] = field(default=())
+    extensions: tuple[Extension, ...] = ()
     #: What a header of more than 104 bytes holds behind the compression type, padding included.
     unknown_fields: bytes = b""
 
@@ -176,11 +173,11 @@ class Header:
         others = tuple(extension for extension in self.extensions if extension.type != wanted)
         if data is not None:
             others = (*others, Extension(wanted, data))
-        return replace(self, extensions=others)
+        return self._replace(extensions=others)
 
     def with_l1_table_at(self, offset: int) -> Header:
         """Return the header with the active L1 table at another host offset."""
-        return replace(self, l1_table_offset=offset)
+        return self._replace(l1_table_offset=offset)
 
     def build(self, *, name_offset: int | None = None) -> bytes:
         """Return the header's bytes: fields, extensions and backing file name, unpadded.
@@ -228,10 +225,8 @@ class Header:
                 },
             )
             if self.header_length > schema.HEADER_V3_LENGTH:
-                fields += build(
-                    schema.HEADER_ADDITIONAL,
-                    {"compression_type": self.compression, "unknown": self.unknown_fields},
-                ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
+                fields += build(schema.HEADER_ADDITIONAL, {"compression_type": self.compression})
+                fields = (fields + self.unknown_fields).ljust(self.header_length, b"\0")
         whole = fields + bytes(body) + (b"" if apart else name)
         if len(whole) > self.geometry.cluster_size:
             if self.extension(ExtensionType.FEATURE_NAMES) is not None:
@@ -350,7 +345,8 @@ def _read_header(storage: Storage, for_repair: bool) -> Header:
             length = header_length - schema.HEADER_V3_LENGTH
             data = start.get_exact(schema.HEADER_V3_LENGTH, length, "The additional header fields")
             additional = parse(schema.HEADER_ADDITIONAL, data, "The additional header fields")
-            compression, unknown_fields = additional.compression_type, additional.unknown
+            compression = additional.compression_type
+            unknown_fields = data[schema.HEADER_ADDITIONAL.sizeof() :]
 
     name_offset = fields.backing_file_offset
     backing_file = _read_name(start, name_offset, fields.backing_file_size, cluster_size)
@@ -400,7 +396,7 @@ def _read_header(storage: Storage, for_repair: bool) -> Header:
     except CorruptImage:
         if not for_repair:
             raise
-        header = replace(header, refcount_table_offset=0, refcount_table_clusters=0)
+        header = header._replace(refcount_table_offset=0, refcount_table_clusters=0)
     _check_tables(header)
     return header
 

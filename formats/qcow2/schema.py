@@ -11,12 +11,10 @@ import enum
 from construct import (
     Bytes,
     Const,
-    GreedyBytes,
     Int8ub,
     Int16ub,
     Int32ub,
     Int64ub,
-    Struct,
 )
 
 from imgtool.schema.fields import Flags
@@ -105,11 +103,9 @@ HEADER_V3 = Fixed(
     "header_length" / Int32ub,
 )
 
-# Header: additional fields, from byte 104 on, present as far as header_length says.
-HEADER_ADDITIONAL = Struct(
-    "compression_type" / Int8ub,
-    "unknown" / GreedyBytes,
-)
+# Header: additional fields, from byte 104 on, present as far as header_length says. What follows
+# the first, padding or fields of the future, is kept as it is.
+HEADER_ADDITIONAL = Fixed("compression_type" / Int8ub)
 
 # Header extensions: each is padded to a multiple of 8 bytes.
 EXTENSION_HEAD = Fixed("type" / Int32ub, "length" / Int32ub)

@@ -11,7 +11,8 @@ import enum
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Union
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, NamedTuple, Union
 
 from imgtool import registry
 from imgtool.budget import Budget
@@ -196,12 +197,11 @@ class Reference:
     children: Mapping[str, Override] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to open the backing image that an image names: its options, and what it lies on."""
 
-    options: Mapping[str, object] = field(default_factory=dict)
-    children: Mapping[str, Override] = field(default_factory=dict)
+    options: Mapping[str, object] = MappingProxyType({})
+    children: Mapping[str, Override] = MappingProxyType({})
 
 
 Override = Reference | Settings | None

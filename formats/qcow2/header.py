@@ -6,6 +6,7 @@ on its word.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -240,6 +241,7 @@ class Header(NamedTuple):
         return whole
 
 
+@functools.cache
 def feature_name_table() -> bytes:
     """The data of a feature name table extension that names every feature we know."""
     return b"".join(

@@ -34,7 +34,6 @@ class Fixed(Struct):  # type: ignore[misc]
     def __init__(self, *fields: Construct) -> None:
         super().__init__(*fields)
         self._names = [field.name for field in fields]
-        self._container = _container(self._names)
         self._layout = struct.Struct(">" + "".join(_code(field.subcon) for field in fields))
         #: How to go on with the fields that are more than a number or bytes.
         self._decoders = [
@@ -42,6 +41,16 @@ class Fixed(Struct):  # type: ignore[misc]
             for field in fields
             if isinstance(field.subcon, (Adapter, Const))
         ]
+
+    @functools.cached_property
+    def _container(self) -> type[Container]:
+        """A ``Container`` whose fields need no Python code to be found as attributes."""
+        attributes: dict[str, Any] = {
+            name: property(operator.itemgetter(name))
+            for name in self._names
+            if not hasattr(Container, name)
+        }
+        return type("Container", (Container,), {"__slots__": (), **attributes})
 
     def parse(self, data: ReadableBuffer, **contextkw: Any) -> Container:
         """Parse the structure that lies at the front of ``data``."""
@@ -59,14 +68,6 @@ class Fixed(Struct):  # type: ignore[misc]
 
     def _sizeof(self, context: Any, path: str) -> int:
         return self._layout.size
-
-
-def _container(names: list[str]) -> type[Container]:
-    """A ``Container`` whose attributes of these names need no Python code to be found."""
-    attributes: dict[str, Any] = {
-        name: property(operator.itemgetter(name)) for name in names if not hasattr(Container, name)
-    }
-    return type("Container", (Container,), {"__slots__": (), **attributes})
 
 
 def _code(field: Construct) -> str:

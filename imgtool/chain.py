@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Union
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, NamedTuple, Union
 
 from imgtool import registry
 from imgtool.budget import Budget
@@ -31,9 +31,6 @@ MAX_CHAIN_DEPTH = 64
 
 #: What an image may name other files for, and what messages call them.
 ROLES = {"backing": "backing file", "data-file": "data file", "extent": "extent"}
-
-#: As QEMU tells protocols from paths: a colon in front of the first slash.
-_PROTOCOL = re.compile(r"[^:/]*:")
 
 
 class Trust(enum.Enum):
@@ -179,8 +176,11 @@ def shown_path(image: Storage, name: str) -> str:
 
 
 def has_protocol(name: str) -> bool:
-    """Whether QEMU would take a stored name for ``protocol:something`` instead of a path."""
-    return bool(_PROTOCOL.match(name)) and not (os.name == "nt" and name[1:2] == ":")
+    """Whether QEMU would take a stored name for ``protocol:something`` instead of a path.
+
+    That is where there is a colon in front of the first slash.
+    """
+    return ":" in name.partition("/")[0] and not (os.name == "nt" and name[1:2] == ":")
 
 
 @dataclass(frozen=True)
@@ -197,12 +197,11 @@ class Reference:
     children: Mapping[str, Override] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to open the backing image that an image names: its options, and what it lies on."""
 
-    options: Mapping[str, object] = field(default_factory=dict)
-    children: Mapping[str, Override] = field(default_factory=dict)
+    options: Mapping[str, object] = MappingProxyType({})
+    children: Mapping[str, Override] = MappingProxyType({})
 
 
 Override = Reference | Settings | None
@@ -243,10 +242,12 @@ class Opener:
 
     def file(self, path: str) -> Storage:
         """Open the host file that the user calls ``path`` as this opener says."""
-        from imgtool.storage.directory import named_by_user
+        place = None
+        if self.policy.trust is Trust.CONFINED and (self.follow or self.names_followed):
+            from imgtool.storage.directory import named_by_user
 
-        holds = self.policy.trust is Trust.CONFINED and (self.follow or self.names_followed)
-        return self._file_at(path, named_by_user(path) if holds else None)
+            place = named_by_user(path)
+        return self._file_at(path, place)
 
     def _file_at(self, path: str, place: Place | None) -> Storage:
         from imgtool.storage.file import FileStorage
@@ -314,7 +315,9 @@ class Opener:
 
     def reference(self, reference: Reference) -> BlockDevice:
         """Open an image that the user describes."""
-        chosen = replace(self, overrides=reference.children)
+        chosen = self
+        if self.overrides or reference.children:
+            chosen = replace(self, overrides=reference.children)
         try:
             storage = storage_for(reference.source, chosen)
         except ImageError as error:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class SnapshotInfo:
+class SnapshotInfo(NamedTuple):
     """An internal snapshot.
 
     ``vm_state_size`` and ``disk_size`` are bytes; ``vm_clock_nsec`` is the time that the guest had
@@ -41,8 +39,7 @@ class SnapshotInfo:
         }
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """What a driver knows beyond size and name.
 
     ``cluster_size`` is in bytes. ``dirty`` means that the image was not closed properly.

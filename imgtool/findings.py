@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from imgtool.format import CheckResult
+from dataclasses import dataclass, field
 
 Report = Callable[[str], None]
 
@@ -12,6 +11,29 @@ Report = Callable[[str], None]
 KEPT = 1000
 #: How many are told to a listener. A stranger's image can hold thousands of millions.
 TOLD = 1_000_000
+
+
+@dataclass
+class CheckResult:
+    """What a check found. Counts are clusters, offsets bytes.
+
+    ``messages`` are the first findings, one line each, in the order in which they were made;
+    ``untold`` is how many more there were than could be listed or reported. After a repair the
+    counts are what is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired.
+    """
+
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    messages: list[str] = field(default_factory=list)
+    untold: int = 0
+    leaks_fixed: int = 0
+    corruptions_fixed: int = 0
 
 
 class Findings:

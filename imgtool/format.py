@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -24,35 +23,17 @@ if TYPE_CHECKING:
     from imgtool.description import Description
     from imgtool.device import BlockDevice, StoredBitmap
     from imgtool.extent import Extent
+    from imgtool.findings import CheckResult
     from imgtool.inspection import Notes, Steps
     from imgtool.storage.base import Storage
 
 #: How many bytes of the start and of the end of a file a probe is shown.
 PROBE_HEAD = 4096
 PROBE_TAIL = 1024
+#: The score of a probe that has no doubt.
+CERTAIN = 100
 
-
-@dataclass
-class CheckResult:
-    """What a check found. Counts are clusters, offsets bytes.
-
-    ``messages`` are the first findings, one line each, in the order in which they were made;
-    ``untold`` is how many more there were than could be listed or reported. After a repair the
-    counts are what is left, and ``leaks_fixed`` and ``corruptions_fixed`` what was repaired.
-    """
-
-    corruptions: int = 0
-    leaks: int = 0
-    check_errors: int = 0
-    total_clusters: int = 0
-    allocated_clusters: int = 0
-    fragmented_clusters: int = 0
-    compressed_clusters: int = 0
-    image_end_offset: int = 0
-    messages: list[str] = field(default_factory=list)
-    untold: int = 0
-    leaks_fixed: int = 0
-    corruptions_fixed: int = 0
+_NO_OPTIONS = OptionTable()
 
 
 class Check(Protocol):
@@ -232,8 +213,7 @@ class CreateImage(Protocol):
     ) -> NewImage: ...
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """An image format.
 
     ``probe(head, tail)`` scores from 0 (certainly not) to 100 (certainly) how likely a file is to
@@ -259,9 +239,9 @@ class Format:
     amender: str = ""
     aliases: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
-    create_options: OptionTable = field(default_factory=OptionTable)
-    amend_options: OptionTable = field(default_factory=OptionTable)
-    open_options: OptionTable = field(default_factory=OptionTable)
+    create_options: OptionTable = _NO_OPTIONS
+    amend_options: OptionTable = _NO_OPTIONS
+    open_options: OptionTable = _NO_OPTIONS
     features: frozenset[str] = frozenset()
 
     def load_opener(self) -> OpenDevice:

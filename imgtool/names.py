@@ -7,7 +7,7 @@ import re
 
 from imgtool.errors import BadOption
 
-_LIKE_A_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_LIKE_A_PROTOCOL = r"([A-Za-z][A-Za-z0-9+.-]*):"
 
 #: What QEMU takes for a place elsewhere, so that nobody expects a file of that name.
 _PROTOCOLS = frozenset(
@@ -57,7 +57,7 @@ def recorded_path(name: str) -> str:
 
     A relative path that begins like a protocol would be taken for one by whoever opens the image.
     """
-    protocol = _LIKE_A_PROTOCOL.match(name)
+    protocol = re.match(_LIKE_A_PROTOCOL, name)
     if protocol is None or protocol[1] in _PROTOCOLS or protocol[1] in ("file", "json"):
         return name
     return name if name[protocol.end() :].startswith("//") or os.name == "nt" else f"./{name}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from imgtool.errors import BadOption
 from imgtool.units import parse_size
@@ -60,8 +59,7 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option: its ``name``, its ``type`` as ``-o help`` shows it, and what it is for.
 
     ``type`` is one of ``str``, ``bool (on/off)``, ``num`` and ``size`` (bytes, suffixes allowed).
@@ -101,11 +99,11 @@ class Option:
         return str(value).replace(",", ",,")
 
 
-@dataclass(frozen=True)
 class OptionTable:
     """The options that a format takes, in the order in which ``create`` tells them."""
 
-    options: tuple[Option, ...] = ()
+    def __init__(self, options: tuple[Option, ...] = ()) -> None:
+        self.options = options
 
     def __iter__(self) -> Iterator[Option]:
         return iter(self.options)

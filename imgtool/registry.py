@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, WrongFormat
-from imgtool.format import PROBE_HEAD, PROBE_TAIL, Format
+from imgtool.format import CERTAIN, PROBE_HEAD, PROBE_TAIL, Format
 
 if TYPE_CHECKING:
     from imgtool.storage.base import Storage
@@ -79,13 +79,14 @@ def for_suffix(path: str) -> Format | None:
 
 def probe_bytes(head: bytes, tail: bytes) -> Format:
     """Return the format that claims these bytes most strongly; raw claims everything weakly."""
-    best = max((_built_in(name) for name in _BUILT_IN), key=lambda known: known.probe(head, tail))
-    best_score = best.probe(head, tail)
-    if best_score < 100:
-        for plugin in _plugins().values():
-            score = plugin.probe(head, tail)
-            if score > best_score:
-                best, best_score = plugin, score
+    best, best_score = None, -1
+    for known in formats():
+        score = known.probe(head, tail)
+        if score > best_score:
+            best, best_score = known, score
+        if score >= CERTAIN:
+            break  # what comes behind it need not even be loaded
+    assert best is not None
     return best
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from imgtool.errors import BadOption
 from imgtool.options import OptionTable, split_pairs
@@ -17,7 +17,7 @@ from imgtool.options import OptionTable, split_pairs
 #: The largest secret that is read from a file; bytes.
 MAX_SECRET = 1 << 20
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_IDENTIFIER = r"[A-Za-z][A-Za-z0-9._-]*"
 _PARAMETERS = frozenset(("qom-type", "id", "data", "file", "format", "keyid", "iv"))
 
 
@@ -38,11 +38,10 @@ class Secret:
         return "Secret(...)"
 
 
-@dataclass(frozen=True)
-class Secrets:
+class Secrets(NamedTuple):
     """Secrets by id, and the ``password`` for images whose options name no secret."""
 
-    by_id: Mapping[str, Secret] = field(default_factory=dict)
+    by_id: Mapping[str, Secret] = MappingProxyType({})
     password: Secret | None = None
 
     def get(self, id: str) -> Secret:
@@ -92,7 +91,7 @@ def parse_objects(texts: Iterable[str]) -> Secrets:
         name = parameters.get("id")
         if name is None:
             raise BadOption("Parameter 'id' is missing")
-        if not _IDENTIFIER.fullmatch(name):
+        if not re.fullmatch(_IDENTIFIER, name):
             raise BadOption(
                 "Parameter 'id' expects an identifier: letters, digits, '-', '.' and '_', "
                 "starting with a letter"

@@ -12,7 +12,7 @@ GiB = 1 << 30
 TiB = 1 << 40
 
 _SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_SIZE = re.compile(
+_SIZE = (
     r"\+?(?P<number>0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<suffix>[bkmgtpeBKMGTPE]?)"
 )
 #: Python converts no more digits than some thousands, and no size needs them.
@@ -32,7 +32,7 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int):
         value = text
     else:
-        match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+        match = re.fullmatch(_SIZE, text.strip()) if isinstance(text, str) else None
         if match is None:
             raise BadOption(
                 f"Invalid size '{text}': give bytes, or a number with one of the suffixes bkMGTPE"

@@ -6,6 +6,7 @@ import pytest
 
 from imgtool import registry
 from imgtool.errors import BadOption, WrongFormat
+from imgtool.format import Format
 from imgtool.storage.memory import MemoryStorage
 from tests.kit.disks import open_disk
 from tests.kit.faults import FailingStorage, bad_ranges
@@ -38,6 +39,16 @@ def test_a_bad_head_is_an_error_where_a_signature_is_wanted() -> None:
         registry.probe(store)
     with pytest.raises(OSError, match="Input/output"):
         registry.expect(store, registry.find("qcow2"))
+
+
+def test_what_is_certain_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plugins() -> dict[str, Format]:
+        raise AssertionError("plugins are looked for")
+
+    monkeypatch.setattr(registry, "_plugins", plugins)
+    assert registry.probe(MemoryStorage(ImageBuilder(SIZE).build())).name == "qcow2"
+    with pytest.raises(AssertionError, match="looked for"):
+        registry.probe(MemoryStorage(bytes(SIZE)))
 
 
 def test_what_is_something_else() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
@@ -43,7 +42,7 @@ def amend(device: BlockDevice, options: Mapping[str, Any], progress: Progress | 
         if "lazy_refcounts" in options and version >= 3:
             flag = Compatible.LAZY_REFCOUNTS if options["lazy_refcounts"] else Compatible(0)
             kept = device.header.compatible & ~Compatible.LAZY_REFCOUNTS
-            device.metadata.switch_header(replace(device.header, compatible=kept | flag))
+            device.metadata.switch_header(device.header._replace(compatible=kept | flag))
         if options.get("data_file"):
             name = os_bytes(options["data_file"])
             device.metadata.switch_header(
@@ -51,7 +50,7 @@ def amend(device: BlockDevice, options: Mapping[str, Any], progress: Progress | 
             )
         if not options.get("data_file_raw", True):
             rest = device.header.autoclear & ~Autoclear.RAW_EXTERNAL_DATA
-            device.metadata.switch_header(replace(device.header, autoclear=rest))
+            device.metadata.switch_header(device.header._replace(autoclear=rest))
         if "size" in options:
             device.resize(options["size"])
         if version < header.version:
@@ -86,4 +85,4 @@ def _judge(device: WritableQcow2, version: int, order: int, options: Mapping[str
 
 
 def _upgraded(header: Header) -> Header:
-    return replace(header, version=3, header_length=schema.HEADER_LENGTH)
+    return header._replace(version=3, header_length=schema.HEADER_LENGTH)

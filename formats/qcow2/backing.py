@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption
@@ -31,4 +30,4 @@ def change_backing(device: WritableQcow2, name: str | None, format: str | None) 
         device.flush()
         recorded = None if name is None or format is None else os_bytes(format)
         header = device.header.with_extension(ExtensionType.BACKING_FORMAT, recorded)
-        device.metadata.switch_header(replace(header, backing_file=name))
+        device.metadata.switch_header(header._replace(backing_file=name))

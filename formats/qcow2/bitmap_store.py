@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from imgtool.device import BlockDevice
@@ -44,12 +43,12 @@ if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
 
 
-@dataclass(eq=False)
 class Tracked:
     """A bitmap in memory; ``bits`` is None until it is needed."""
 
-    entry: Bitmap
-    bits: DirtyBits | None = None
+    def __init__(self, entry: Bitmap, bits: DirtyBits | None = None) -> None:
+        self.entry = entry
+        self.bits = bits
 
     @property
     def inconsistent(self) -> bool:
@@ -92,7 +91,7 @@ class BitmapStore:
                 # It is new. QEMU does not open an image with a bitmap that has no table.
                 one.entry = self._write_bits(one.entry, one.bits)
         marked = [
-            replace(one.entry, flags=one.entry.flags | BitmapFlag.IN_USE)
+            one.entry._replace(flags=one.entry.flags | BitmapFlag.IN_USE)
             if one in followed
             else one.entry
             for one in self._bitmaps
@@ -183,8 +182,8 @@ class BitmapStore:
         """Let a bitmap follow writes, or stop following them."""
         one = self.usable(name)
         flags = one.entry.flags
-        one.entry = replace(
-            one.entry, flags=flags | BitmapFlag.AUTO if enabled else flags & ~BitmapFlag.AUTO
+        one.entry = one.entry._replace(
+            flags=flags | BitmapFlag.AUTO if enabled else flags & ~BitmapFlag.AUTO
         )
         self._mark_changed()
 
@@ -261,7 +260,7 @@ class BitmapStore:
             offset = allocator.allocate_contiguous(clusters)
             data = big_endian_bytes(table).ljust(clusters << geometry.cluster_bits, b"\0")
             device.storage.write_at(offset, data)
-        return replace(entry, table_offset=offset, table_size=len(table))
+        return entry._replace(table_offset=offset, table_size=len(table))
 
     def _free_bits(self, entry: Bitmap) -> None:
         device = self._device
@@ -301,13 +300,11 @@ class BitmapStore:
                     "directory_offset": offset,
                 },
             )
-            switched = replace(
-                header.with_extension(ExtensionType.BITMAPS, extension),
+            switched = header.with_extension(ExtensionType.BITMAPS, extension)._replace(
                 autoclear=header.autoclear | Autoclear.BITMAPS,
             )
         else:
-            switched = replace(
-                header.with_extension(ExtensionType.BITMAPS, None),
+            switched = header.with_extension(ExtensionType.BITMAPS, None)._replace(
                 autoclear=header.autoclear & ~Autoclear.BITMAPS,
             )
         switched.build()  # an extension that finds no room in cluster 0 is refused here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imgtool.errors import CorruptImage
 from imgtool.formats.qcow2 import schema
@@ -28,8 +28,7 @@ _KNOWN_FLAGS = int(BitmapFlag.IN_USE | BitmapFlag.AUTO | BitmapFlag.EXTRA_DATA_C
 _HEAD = schema.BITMAP_HEAD.sizeof()
 
 
-@dataclass(frozen=True)
-class Bitmap:
+class Bitmap(NamedTuple):
     """One entry of the bitmap directory. ``granularity`` is the bytes that one bit stands for."""
 
     name: str
@@ -57,7 +56,7 @@ def _read_directory(storage: Storage, header: Header) -> list[Bitmap]:
     extension = header.bitmaps
     if extension is None:
         return []
-    memory = 2 * extension.directory_size + extension.count * _ENTRY_BYTES
+    memory = 2 * extension.directory_size + extension.number * _ENTRY_BYTES
     storage.account.check(memory, "The bitmap directory")
     directory = storage.read_exact(
         extension.directory_offset, extension.directory_size, "The bitmap directory"
@@ -72,11 +71,11 @@ def parse_directory(
     bitmaps: list[Bitmap] = []
     position = 0
     while position < len(directory):
-        if len(bitmaps) == extension.count:
+        if len(bitmaps) == extension.number:
             raise CorruptImage("The bitmap directory has more entries than are counted")
         entry, position = _entry(directory, position, extension.directory_offset, header)
         bitmaps.append(entry)
-    if len(bitmaps) != extension.count:
+    if len(bitmaps) != extension.number:
         raise CorruptImage("The bitmap directory has fewer entries than are counted")
     return bitmaps
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.description import Description
 from imgtool.formats.qcow2.schema import BitmapFlag, Compatible, Crypt
-from imgtool.schema import luks
 
 if TYPE_CHECKING:
     from imgtool.device import BlockDevice
@@ -70,6 +69,7 @@ def _encryption(device: Qcow2Device) -> dict[str, Any]:
     if device.header.crypt_method is Crypt.AES:
         return {"format": "aes"}
     from imgtool.formats.qcow2.encryption import read_luks_header
+    from imgtool.schema import luks
 
     header = read_luks_header(device.storage, device.header)
     return luks.describe(header, inside="luks")

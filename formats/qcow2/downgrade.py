@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import CorruptImage, ImageError
@@ -77,8 +76,7 @@ def downgrade(device: WritableQcow2, progress: Progress | None) -> None:
     device.flush()
     _unmap_in_snapshots(device)
     device.metadata.switch_header(
-        replace(
-            device.header,
+        device.header._replace(
             version=2,
             header_length=schema.HEADER_V2_LENGTH,
             incompatible=Incompatible(0),

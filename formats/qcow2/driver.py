@@ -295,9 +295,8 @@ class Qcow2Device(MappedDevice):
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
-            for child in (self.storage, self.data, self._backing):
-                if child is not None:
-                    stack.callback(child.close)
+            for child in self.children.values():
+                stack.callback(child.close)
 
 
 def _missing(header: Header, data: Storage | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imgtool.formats.qcow2.schema import SUBCLUSTERS
 from imgtool.units import div_round_up
@@ -16,8 +16,7 @@ MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 MAX_HOST_OFFSET = 1 << 56
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The dimensions of an image's tables."""
 
     cluster_bits: int

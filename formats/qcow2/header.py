@@ -6,8 +6,9 @@ on its word.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
 from imgtool.formats.qcow2 import schema
@@ -37,6 +38,9 @@ MAX_SNAPSHOTS = 65536
 MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024
 
+#: How much of a file is read at first: the whole header, but where extensions are long; bytes.
+_FIRST_READ = 4096
+
 KNOWN_INCOMPATIBLE = (
     Incompatible.DIRTY
     | Incompatible.CORRUPT
@@ -44,6 +48,8 @@ KNOWN_INCOMPATIBLE = (
     | Incompatible.COMPRESSION_TYPE
     | Incompatible.EXTENDED_L2
 )
+
+_EXTENSION_HEAD: int = schema.EXTENSION_HEAD.sizeof()
 
 _NO_INCOMPATIBLE, _NO_COMPATIBLE, _NO_AUTOCLEAR = Incompatible(0), Compatible(0), Autoclear(0)
 
@@ -61,25 +67,22 @@ FEATURE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """A header extension as it stands: its type and its data without padding."""
 
     type: int
     data: bytes
 
 
-@dataclass(frozen=True)
-class BitmapsExtension:
+class BitmapsExtension(NamedTuple):
     """Where the bitmap directory lies and how large it is (bytes)."""
 
-    count: int
+    number: int
     directory_size: int
     directory_offset: int
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A qcow2 header that has passed every check which needs nothing but the header.
 
     ``extensions`` holds all of them in order, unknown ones included, so that what is built from a
@@ -102,7 +105,7 @@ class Header:
     compression: Compression = Compression.ZLIB
     header_length: int = schema.HEADER_LENGTH
     backing_file: str | None = None
-    extensions: tuple[Extension, ...] = field(default=())
+    extensions: tuple[Extension, ...] = ()
     #: What a header of more than 104 bytes holds behind the compression type, padding included.
     unknown_fields: bytes = b""
 
@@ -171,11 +174,11 @@ class Header:
         others = tuple(extension for extension in self.extensions if extension.type != wanted)
         if data is not None:
             others = (*others, Extension(wanted, data))
-        return replace(self, extensions=others)
+        return self._replace(extensions=others)
 
     def with_l1_table_at(self, offset: int) -> Header:
         """Return the header with the active L1 table at another host offset."""
-        return replace(self, l1_table_offset=offset)
+        return self._replace(l1_table_offset=offset)
 
     def build(self, *, name_offset: int | None = None) -> bytes:
         """Return the header's bytes: fields, extensions and backing file name, unpadded.
@@ -223,10 +226,8 @@ class Header:
                 },
             )
             if self.header_length > schema.HEADER_V3_LENGTH:
-                fields += build(
-                    schema.HEADER_ADDITIONAL,
-                    {"compression_type": self.compression, "unknown": self.unknown_fields},
-                ).ljust(self.header_length - schema.HEADER_V3_LENGTH, b"\0")
+                fields += build(schema.HEADER_ADDITIONAL, {"compression_type": self.compression})
+                fields = (fields + self.unknown_fields).ljust(self.header_length, b"\0")
         whole = fields + bytes(body) + (b"" if apart else name)
         if len(whole) > self.geometry.cluster_size:
             if self.extension(ExtensionType.FEATURE_NAMES) is not None:
@@ -240,6 +241,7 @@ class Header:
         return whole
 
 
+@functools.cache
 def feature_name_table() -> bytes:
     """The data of a feature name table extension that names every feature we know."""
     return b"".join(
@@ -285,29 +287,54 @@ def read_header(storage: Storage, *, for_repair: bool = False) -> Header:
         raise error.in_file(storage.name) from error.__cause__
 
 
+class _Start:
+    """The first cluster of an image: as much of it as most headers take, or else all of it.
+
+    ``size`` is that of the file, ``cluster_size`` is set as soon as it is known. All are bytes.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.size = storage.size()
+        self.cluster_size = _FIRST_READ
+        self._storage = storage
+        self._data = storage.read_at(0, _FIRST_READ)
+
+    def get(self, offset: int, length: int) -> bytes:
+        """Return bytes from ``offset``; what lies past the end of the file is zero."""
+        end = offset + length
+        if end > len(self._data):
+            self._storage.account.check(2 * self.cluster_size, "The header's cluster")
+            self._data = self._storage.read_at(0, self.cluster_size)
+        return self._data[offset:end]
+
+    def get_exact(self, offset: int, length: int, what: str) -> bytes:
+        """Return bytes that must all exist; ``what`` names the structure they hold."""
+        if offset + length > self.size:
+            raise CorruptImage(f"{what} lies past the end of the file", offset)
+        return self.get(offset, length)
+
+
 def _read_header(storage: Storage, for_repair: bool) -> Header:
-    if storage.read_at(0, 4) != schema.MAGIC:
+    start = _Start(storage)
+    if start.get(0, 4) != schema.MAGIC:
         raise WrongFormat("Image is not in qcow2 format")
-    if storage.size() < schema.HEADER_V2_LENGTH:
+    if start.size < schema.HEADER_V2_LENGTH:
         raise CorruptImage(
-            f"qcow2 header too short: the file has {storage.size()} bytes, so it was cut off"
+            f"qcow2 header too short: the file has {start.size} bytes, so it was cut off"
         )
-    fields = parse(
-        schema.HEADER_V2, storage.read_exact(0, schema.HEADER_V2_LENGTH, "The header"), "The header"
-    )
+    fields = parse(schema.HEADER_V2, start.get(0, schema.HEADER_V2_LENGTH), "The header")
     if fields.version not in (2, 3):
         raise UnsupportedFeature([f"qcow2 version {fields.version}"])
     if not MIN_CLUSTER_BITS <= fields.cluster_bits <= MAX_CLUSTER_BITS:
         raise CorruptImage(f"Unsupported cluster size: 2^{fields.cluster_bits}")
-    cluster_size = 1 << fields.cluster_bits
+    start.cluster_size = cluster_size = 1 << fields.cluster_bits
 
-    incompatible, compatible, autoclear = Incompatible(0), Compatible(0), Autoclear(0)
+    incompatible, compatible, autoclear = _NO_INCOMPATIBLE, _NO_COMPATIBLE, _NO_AUTOCLEAR
     refcount_order, header_length, compression = 4, schema.HEADER_V2_LENGTH, 0
     unknown_fields = b""
     if fields.version >= 3:
-        data = storage.read_exact(
-            schema.HEADER_V2_LENGTH, schema.HEADER_V3.sizeof(), "The version 3 header"
-        )
+        length = schema.HEADER_V3_LENGTH - schema.HEADER_V2_LENGTH
+        data = start.get_exact(schema.HEADER_V2_LENGTH, length, "The version 3 header")
         v3 = parse(schema.HEADER_V3, data, "The version 3 header")
         incompatible, compatible = v3.incompatible_features, v3.compatible_features
         autoclear, refcount_order = v3.autoclear_features, v3.refcount_order
@@ -317,17 +344,15 @@ def _read_header(storage: Storage, for_repair: bool) -> Header:
         if header_length > cluster_size:
             raise CorruptImage(f"The header length {header_length} exceeds the cluster size")
         if header_length > schema.HEADER_V3_LENGTH:
-            data = storage.read_exact(
-                schema.HEADER_V3_LENGTH,
-                header_length - schema.HEADER_V3_LENGTH,
-                "The additional header fields",
-            )
+            length = header_length - schema.HEADER_V3_LENGTH
+            data = start.get_exact(schema.HEADER_V3_LENGTH, length, "The additional header fields")
             additional = parse(schema.HEADER_ADDITIONAL, data, "The additional header fields")
-            compression, unknown_fields = additional.compression_type, additional.unknown
+            compression = additional.compression_type
+            unknown_fields = data[schema.HEADER_ADDITIONAL.sizeof() :]
 
-    extensions, backing_file = _read_extensions(
-        storage, header_length, fields.backing_file_offset, fields.backing_file_size, cluster_size
-    )
+    name_offset = fields.backing_file_offset
+    backing_file = _read_name(start, name_offset, fields.backing_file_size, cluster_size)
+    extensions = _read_extensions(start, header_length, name_offset or cluster_size)
     _check_features(storage, incompatible, extensions)
     if compression not in tuple(Compression):
         raise UnsupportedFeature([f"compression type {compression}"])
@@ -373,45 +398,38 @@ def _read_header(storage: Storage, for_repair: bool) -> Header:
     except CorruptImage:
         if not for_repair:
             raise
-        header = replace(header, refcount_table_offset=0, refcount_table_clusters=0)
+        header = header._replace(refcount_table_offset=0, refcount_table_clusters=0)
     _check_tables(header)
     return header
 
 
-def _read_extensions(
-    storage: Storage, start: int, name_offset: int, name_size: int, cluster_size: int
-) -> tuple[tuple[Extension, ...], str | None]:
-    """Header extensions run from the header's end to the backing file name, in cluster 0."""
-    if name_offset > cluster_size:
-        raise CorruptImage("The backing file name lies outside the first cluster", name_offset)
-    end = name_offset or cluster_size
-    storage.account.check(2 * cluster_size, "The header's cluster")
-    data = storage.read_at(0, cluster_size)
-    backing_file = None
-    if name_offset:
-        if name_size > min(MAX_BACKING_NAME, cluster_size - name_offset):
-            raise CorruptImage(f"The backing file name of {name_size} bytes is too long")
-        if name_offset + name_size > storage.size():
-            raise CorruptImage("The backing file name lies past the end of the file", name_offset)
-        # A name of no length stands for no backing file.
-        name = data[name_offset : name_offset + name_size]
-        backing_file = name.decode("utf-8", "surrogateescape") or None
+def _read_name(start: _Start, offset: int, size: int, cluster_size: int) -> str | None:
+    """The backing file name, which lies in the first cluster, behind the header extensions."""
+    if offset > cluster_size:
+        raise CorruptImage("The backing file name lies outside the first cluster", offset)
+    if not offset:
+        return None
+    if size > min(MAX_BACKING_NAME, cluster_size - offset):
+        raise CorruptImage(f"The backing file name of {size} bytes is too long")
+    # A name of no length stands for no backing file.
+    name = start.get_exact(offset, size, "The backing file name")
+    return name.decode("utf-8", "surrogateescape") or None
 
+
+def _read_extensions(start: _Start, offset: int, end: int) -> tuple[Extension, ...]:
+    """The header extensions, which run from the header's end to the backing file name."""
     extensions: list[Extension] = []
-    offset = start
-    head_size = schema.EXTENSION_HEAD.sizeof()
-    while offset + head_size <= end:
-        head = parse(
-            schema.EXTENSION_HEAD, data[offset : offset + head_size], "A header extension", offset
-        )
-        offset += head_size
+    while offset + _EXTENSION_HEAD <= end:
+        what = "A header extension"
+        head = parse(schema.EXTENSION_HEAD, start.get(offset, _EXTENSION_HEAD), what, offset)
+        offset += _EXTENSION_HEAD
         if head.length > end - offset:
-            raise CorruptImage("A header extension is longer than its space", offset - head_size)
+            raise CorruptImage(f"{what} is longer than its space", offset - _EXTENSION_HEAD)
         if head.type == ExtensionType.END:
             break
-        extensions.append(Extension(head.type, data[offset : offset + head.length]))
+        extensions.append(Extension(head.type, start.get(offset, head.length)))
         offset += align_up(head.length, 8)
-    return tuple(extensions), backing_file
+    return tuple(extensions)
 
 
 def _check_features(

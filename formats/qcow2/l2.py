@@ -10,8 +10,7 @@ import functools
 import itertools
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent, Kind
@@ -62,8 +61,7 @@ def _subcluster_runs(bitmap: int) -> tuple[tuple[Kind, int, int], ...]:
     return tuple(runs)
 
 
-@dataclass(frozen=True)
-class L2Reader:
+class L2Reader(NamedTuple):
     """Turns runs of L2 entries into extents.
 
     ``data`` is where data clusters lie (the image's own file or its external data file) and

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.header import Header
@@ -151,8 +150,7 @@ class Metadata:
         if allocator.retired:
             geometry = self.header.geometry
             self.switch_header(
-                replace(
-                    self.header,
+                self.header._replace(
                     refcount_table_offset=allocator.table_offset,
                     refcount_table_clusters=len(allocator.table) * 8 // geometry.cluster_size,
                 )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import BlockDevice
 from imgtool.errors import CorruptImage, ReadOnly
 from imgtool.formats.qcow2.driver import Qcow2Device
 from imgtool.formats.qcow2.header import Header, read_header
-from imgtool.formats.qcow2.header_switch import write_header
 from imgtool.formats.qcow2.schema import Autoclear, Crypt
 from imgtool.formats.qcow2.snapshots import Snapshot, find_snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import read_l1
@@ -130,6 +128,7 @@ def _writable(
     from imgtool.formats.qcow2.allocator import Allocator
     from imgtool.formats.qcow2.bitmaps import read_bitmaps
     from imgtool.formats.qcow2.collisions import collision
+    from imgtool.formats.qcow2.header_switch import write_header
     from imgtool.formats.qcow2.overlap import MetadataMap
     from imgtool.formats.qcow2.refcounts import read_refcount_table
     from imgtool.formats.qcow2.writable import WritableQcow2
@@ -137,7 +136,7 @@ def _writable(
     known = header.autoclear & (Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA)
     if known != header.autoclear:
         # What the unknown bits vouch for will not be kept up to date.
-        header = replace(header, autoclear=known)
+        header = header._replace(autoclear=known)
         write_header(storage, header)
     table = read_refcount_table(storage, header)
     storage.account.charge(len(table) * 8, "The refcount table")

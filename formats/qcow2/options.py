@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import BadOption
 from imgtool.formats.qcow2.geometry import (
@@ -28,8 +27,7 @@ _NEEDS_V3 = "compatibility level 1.1 and above (use version=v3 or greater)"
 SECTOR = 512
 
 
-@dataclass(frozen=True)
-class CreateOptions:
+class CreateOptions(NamedTuple):
     """What a new image will be. ``size`` is its virtual size in bytes, whole sectors.
 
     ``preallocation`` is ``off``, ``metadata``, ``falloc`` or ``full``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imgtool.errors import ImageError
@@ -33,7 +32,7 @@ def change_refcount_width(
     """
     device.metadata.flush()
     old, header = device.allocator, device.header
-    geometry = replace(header.geometry, refcount_order=order)
+    geometry = header.geometry._replace(refcount_order=order)
     bits = geometry.cluster_bits
     _check_fits(device, geometry)
 
@@ -52,8 +51,7 @@ def change_refcount_width(
 
     retired = [entry & REFCOUNT_OFFSET_MASK for entry in old.table]
     device.metadata.switch_header(
-        replace(
-            header,
+        header._replace(
             geometry=geometry,
             refcount_table_offset=place,
             refcount_table_clusters=table_clusters,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
@@ -67,7 +66,7 @@ def _grow(device: WritableQcow2, size: int, preallocation: str) -> None:
     if preallocation != "off" or device.header.data_file_raw:
         _preallocate(device, align_up(old, device.header.geometry.cluster_size), preallocation)
     device.flush()
-    device.metadata.switch_header(replace(device.header, size=size))
+    device.metadata.switch_header(device.header._replace(size=size))
 
 
 def _preallocate(device: WritableQcow2, start: int, preallocation: str) -> None:
@@ -110,7 +109,7 @@ def _grow_l1(device: WritableQcow2, size: int) -> None:
 
 
 def _shrink(device: WritableQcow2, size: int) -> None:
-    device.metadata.switch_header(replace(device.header, size=size))
+    device.metadata.switch_header(device.header._replace(size=size))
     device.set_size(size)
     # From here on what lies behind the end is never seen again, and goes back to the free.
     _forget_behind_end(device, device.header.geometry.l1_entries(size))

@@ -11,15 +11,14 @@ import enum
 from construct import (
     Bytes,
     Const,
-    GreedyBytes,
     Int8ub,
     Int16ub,
     Int32ub,
     Int64ub,
-    Struct,
 )
 
 from imgtool.schema.fields import Flags
+from imgtool.schema.fixed import Fixed
 
 MAGIC = b"QFI\xfb"
 
@@ -79,7 +78,7 @@ class ExtensionType(enum.IntEnum):
 
 
 # Header: the fields that versions 2 and 3 share.
-HEADER_V2 = Struct(
+HEADER_V2 = Fixed(
     "magic" / Const(MAGIC),
     "version" / Int32ub,
     "backing_file_offset" / Int64ub,
@@ -96,7 +95,7 @@ HEADER_V2 = Struct(
 )
 
 # Header: what version 3 adds, from byte 72 on.
-HEADER_V3 = Struct(
+HEADER_V3 = Fixed(
     "incompatible_features" / Flags(Incompatible),
     "compatible_features" / Flags(Compatible),
     "autoclear_features" / Flags(Autoclear),
@@ -104,23 +103,21 @@ HEADER_V3 = Struct(
     "header_length" / Int32ub,
 )
 
-# Header: additional fields, from byte 104 on, present as far as header_length says.
-HEADER_ADDITIONAL = Struct(
-    "compression_type" / Int8ub,
-    "unknown" / GreedyBytes,
-)
+# Header: additional fields, from byte 104 on, present as far as header_length says. What follows
+# the first, padding or fields of the future, is kept as it is.
+HEADER_ADDITIONAL = Fixed("compression_type" / Int8ub)
 
 # Header extensions: each is padded to a multiple of 8 bytes.
-EXTENSION_HEAD = Struct("type" / Int32ub, "length" / Int32ub)
+EXTENSION_HEAD = Fixed("type" / Int32ub, "length" / Int32ub)
 
 # Feature name table: one entry.
-FEATURE_NAME = Struct("type" / Int8ub, "bit" / Int8ub, "name" / Bytes(46))
+FEATURE_NAME = Fixed("type" / Int8ub, "bit" / Int8ub, "name" / Bytes(46))
 
 # Full disk encryption header pointer.
-CRYPTO_POINTER = Struct("offset" / Int64ub, "length" / Int64ub)
+CRYPTO_POINTER = Fixed("offset" / Int64ub, "length" / Int64ub)
 
 # Bitmaps extension.
-BITMAPS_EXTENSION = Struct(
+BITMAPS_EXTENSION = Fixed(
     "nb_bitmaps" / Int32ub,
     "reserved" / Int32ub,
     "directory_size" / Int64ub,
@@ -128,7 +125,7 @@ BITMAPS_EXTENSION = Struct(
 )
 
 # Snapshots: the fixed part of an entry of the snapshot table; the variable part follows it.
-SNAPSHOT_HEAD = Struct(
+SNAPSHOT_HEAD = Fixed(
     "l1_table_offset" / Int64ub,
     "l1_size" / Int32ub,
     "id_str_size" / Int16ub,
@@ -148,7 +145,7 @@ SNAPSHOT_EXTRA = (
 )
 
 # Bitmap directory: the fixed part of an entry.
-BITMAP_HEAD = Struct(
+BITMAP_HEAD = Fixed(
     "bitmap_table_offset" / Int64ub,
     "bitmap_table_size" / Int32ub,
     "flags" / Int32ub,

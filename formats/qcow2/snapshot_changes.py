@@ -15,7 +15,6 @@ import itertools
 import time
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, CorruptImage, ImageError
@@ -152,7 +151,7 @@ def _marked_dirty(device: WritableQcow2) -> Iterator[None]:
     can_tell = device.header.version >= 3
     if can_tell:
         marked = device.header.incompatible | Incompatible.DIRTY
-        device.metadata.switch_header(replace(device.header, incompatible=marked))
+        device.metadata.switch_header(device.header._replace(incompatible=marked))
     refused = None
     try:
         yield
@@ -161,7 +160,7 @@ def _marked_dirty(device: WritableQcow2) -> Iterator[None]:
     device.metadata.flush()
     if can_tell:
         unmarked = device.header.incompatible & ~Incompatible.DIRTY
-        device.metadata.switch_header(replace(device.header, incompatible=unmarked))
+        device.metadata.switch_header(device.header._replace(incompatible=unmarked))
     if refused is not None:
         raise refused
 
@@ -272,7 +271,7 @@ def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:
         offset = metadata.allocator.allocate_contiguous(clusters)
         device.storage.write_at(offset, data.ljust(clusters << geometry.cluster_bits, b"\0"))
     metadata.flush()
-    metadata.switch_header(replace(header, snapshot_count=len(snapshots), snapshots_offset=offset))
+    metadata.switch_header(header._replace(snapshot_count=len(snapshots), snapshots_offset=offset))
     if old_offset and device.snapshots:
         metadata.free_later(old_offset, geometry.clusters(old_size))
     device.snapshots = read_snapshots(device.storage, device.header)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from imgtool.errors import BadOption, CorruptImage
 from imgtool.formats.qcow2 import schema
@@ -24,8 +23,7 @@ _ENTRY_BYTES = 1024
 _HEAD: int = schema.SNAPSHOT_HEAD.sizeof()
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One entry of the snapshot table (section "Snapshots").
 
     ``disk_size`` is the virtual size (bytes) when it was taken, None where the entry is too old

@@ -14,10 +14,8 @@ import contextlib
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imgtool import codecs
 from imgtool.device import BlockDevice, Limits
 from imgtool.errors import Closed, ImageError
 from imgtool.extent import Extent, Kind
@@ -160,7 +158,7 @@ class WritableQcow2(Qcow2Device):
                 self._failure = error.in_file(self.name)
                 if self.header.version >= 3:
                     corrupt = self.header.incompatible | Incompatible.CORRUPT
-                    self.metadata.switch_header(replace(self.header, incompatible=corrupt))
+                    self.metadata.switch_header(self.header._replace(incompatible=corrupt))
                 raise self._failure from None
             except (OSError, ImageError):
                 raise
@@ -399,6 +397,8 @@ class WritableQcow2(Qcow2Device):
         return self.header.geometry.cluster_size
 
     def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
+        from imgtool import codecs
+
         if self.header.compression is Compression.ZSTD:
             encoded = codecs.zstd_compress(data, level)
         else:
@@ -421,7 +421,7 @@ class WritableQcow2(Qcow2Device):
 
     def switch_l1(self, l1: array[int], offset: int, size: int) -> None:
         """Make ``l1``, durable at host ``offset``, the active table of a disk of ``size`` bytes."""
-        header = replace(self.header, l1_table_offset=offset, l1_size=len(l1), size=size)
+        header = self.header._replace(l1_table_offset=offset, l1_size=len(l1), size=size)
         self.metadata.switch_header(header)
         with self.clusters.lock:
             self._tables.use(l1)

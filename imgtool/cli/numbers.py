@@ -15,13 +15,13 @@ MAX_COUNT = (1 << 31) - 1
 
 #: Python converts no more digits than some thousands; what has more than this is out of range.
 _MAX_DIGITS = 100
-_NUMBER = re.compile(r"\s*(?P<sign>[+-]?)(?P<digits>0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
-_SIZE = re.compile(r"\s*-?[0-9]+[bkmgtpeBKMGTPE]?")
+_NUMBER = r"\s*(?P<sign>[+-]?)(?P<digits>0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)"
+_SIZE = r"\s*-?[0-9]+[bkmgtpeBKMGTPE]?"
 
 
 def parse_number(text: str) -> int | None:
     """Return a whole number: decimal, ``0x`` hexadecimal, or octal behind a ``0``."""
-    match = _NUMBER.fullmatch(text)
+    match = re.fullmatch(_NUMBER, text)
     if match is None:
         return None
     digits = match["digits"]
@@ -45,7 +45,7 @@ def size(text: str, what: str, low: int = 0, high: int = MAX_SIZE) -> int:
     try:
         return _within(parse_size(text), what, low, high)
     except BadOption:
-        if not _SIZE.fullmatch(text):
+        if not re.fullmatch(_SIZE, text):
             raise BadOption(f"Invalid {what} specified: '{text}'.") from None
         return _within(-1, what, low, high)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import BadOption, UnsupportedFeature
 from imgtool.options import Option
@@ -64,8 +63,7 @@ def new_password(options: Mapping[str, Any], prefix: str = "") -> bytes:
     return password
 
 
-@dataclass(frozen=True)
-class VolumeOptions:
+class VolumeOptions(NamedTuple):
     """What a new volume will be; ``iteration_time`` is in milliseconds."""
 
     spec: CipherSpec

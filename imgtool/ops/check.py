@@ -10,7 +10,7 @@ from typing import Any
 from imgtool import registry
 from imgtool.chain import Opener, Reference, storage_for
 from imgtool.errors import BadOption, ImageError
-from imgtool.format import CheckResult
+from imgtool.findings import CheckResult
 
 
 class NoChecks(ImageError):

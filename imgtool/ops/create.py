@@ -10,8 +10,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference, Source
@@ -35,8 +34,7 @@ _BACKING_FORMATS = frozenset(
 _MAX_EXTENT_SIZE = (1 << 32) - 1
 
 
-@dataclass(frozen=True)
-class CreatePlan:
+class CreatePlan(NamedTuple):
     """An image that is to be created.
 
     ``size`` is the virtual size in bytes. ``options`` have the types of the format's table;
@@ -47,7 +45,7 @@ class CreatePlan:
     format: Format
     size: int
     options: Mapping[str, Any]
-    given: Mapping[str, object] = field(default_factory=dict)
+    given: Mapping[str, object]
 
     @property
     def name(self) -> str:

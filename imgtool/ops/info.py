@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference, has_protocol
@@ -26,16 +26,14 @@ _SHOWN = ("encrypt.key-secret", "key-secret", "offset", "size")
 _SHOWN_ORDER = ("encrypt.key-secret", "offset", "driver", "size", "file", "key-secret")
 
 
-@dataclass(frozen=True)
-class ChildInfo:
+class ChildInfo(NamedTuple):
     """A node that another reads from, by role (``file``)."""
 
     name: str
     info: ImageInfo
 
 
-@dataclass(frozen=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """What is known of an image, or of the host file in which one lies.
 
     Sizes are bytes: ``virtual_size`` is what a guest sees (of a host file, its length),
@@ -60,7 +58,7 @@ class ImageInfo:
     snapshots: Sequence[SnapshotInfo] = ()
     format_specific: Mapping[str, Any] | None = None
     #: The images below, from the nearest on, if they were asked for.
-    backing_chain: Sequence[ImageInfo] = field(default=(), repr=False)
+    backing_chain: Sequence[ImageInfo] = ()
 
     @property
     def is_host_file(self) -> bool:
@@ -109,23 +107,20 @@ def info(
 
     Raises :class:`ImageError` or ``OSError`` if it, or one below, can't be opened or is damaged.
     """
-    images = _chain(reference, replace(opener or Opener(), names_followed=backing_chain))
+    alone = replace(opener or Opener(), follow=False, names_followed=backing_chain)
     if not backing_chain:
-        images = iter((next(images),))
-    first, *below = images
-    return replace(first, backing_chain=tuple(below)) if below else first
+        with alone.reference(reference) as device:
+            return _described(device, reference)
+    first, *below = _chain(reference, alone)
+    return first._replace(backing_chain=tuple(below))
 
 
-def _chain(reference: Reference, opener: Opener) -> Iterator[ImageInfo]:
-    alone = replace(opener, follow=False)
+def _chain(reference: Reference, alone: Opener) -> Iterator[ImageInfo]:
     device: BlockDevice | None = alone.reference(reference)
     alone = replace(alone, overrides=reference.children)
     while device is not None:
         with device:
-            try:
-                described = describe(device, reference)
-            except ImageError as error:
-                raise error.while_opening(device.name) from error.__cause__
+            described = _described(device, reference)
             yield described
             storage = _file(device)
             alone = replace(alone, trail=(*alone.trail, storage.identity or object()))
@@ -133,6 +128,13 @@ def _chain(reference: Reference, opener: Opener) -> Iterator[ImageInfo]:
                 storage, described.backing_filename, described.backing_filename_format
             )
         device, alone, reference = below, replace(alone, overrides={}), Reference(storage.name)
+
+
+def _described(device: BlockDevice, reference: Reference) -> ImageInfo:
+    try:
+        return describe(device, reference)
+    except ImageError as error:
+        raise error.while_opening(device.name) from error.__cause__
 
 
 def describe(device: BlockDevice, reference: Reference | None = None) -> ImageInfo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from imgtool import registry
 from imgtool.chain import Opener, Reference
@@ -32,7 +31,7 @@ def measure(
         raise BadOption(f"Format '{chosen.name}' does not support size measurement")
     opening = opener or Opener()
     # A password is the source's, as in convert.
-    checked = replace(opening.secrets, password=None).fill_in(
+    checked = opening.secrets._replace(password=None).fill_in(
         chosen.create_options, chosen.create_options.check(options or {})
     )
     checked.pop("size", None)

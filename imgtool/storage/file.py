@@ -53,6 +53,9 @@ _CACHES = {
 
 _UNLOCKED = contextlib.nullcontext()
 
+#: Up to so many bytes are read before it is known if the file has them.
+_SMALL = 64 << 10
+
 
 class FileStorage(Storage):
     """A host file, opened with :meth:`open` or :meth:`create`.
@@ -229,6 +232,14 @@ class FileStorage(Storage):
             if len(data) == length:
                 return data
         return super().read_at(offset, length)
+
+    def read_exact(self, offset: int, length: int, what: str) -> bytearray:
+        if self._direct is None and 0 <= offset <= MAX_OFFSET - length and length <= _SMALL:
+            with self._naming:
+                data = self._file.read_bytes(offset, length)
+            if len(data) == length:
+                return bytearray(data)
+        return super().read_exact(offset, length, what)
 
     def _get(self, view: memoryview, offset: int) -> int:
         if not view:

@@ -25,6 +25,7 @@ _PAUSES = (0.005, 0.01, 0.02)
 
 _USED = 100
 _UNSHARED = 200
+_END = 300
 _WRITE = 1
 _NAMES = {0: "consistent read", 1: "write", 2: "write unchanged", 3: "resize"}
 
@@ -113,11 +114,13 @@ class ImageLock:
             self._held |= {byte}
 
     def _test(self, calls: _Calls, wanted: Claim) -> None:
+        if not calls.is_held(self._file.fileno(), _USED, _END - _USED):
+            return  # mostly nobody else has the file open, and one question tells
         for permission in sorted(wanted.used):
-            if calls.is_held(self._file.fileno(), _UNSHARED + permission):
+            if calls.is_held(self._file.fileno(), _UNSHARED + permission, 1):
                 raise self._in_use(wanted, permission, False)
         for permission in sorted(wanted.unshared):
-            if calls.is_held(self._file.fileno(), _USED + permission):
+            if calls.is_held(self._file.fileno(), _USED + permission, 1):
                 raise self._in_use(wanted, permission, True)
 
     def _drop(self, calls: _Calls, unwanted: frozenset[int]) -> None:
@@ -136,10 +139,10 @@ class ImageLock:
 
 
 class _Calls(NamedTuple):
-    """The lock calls of a platform, each for one byte of a file."""
+    """The lock calls of a platform: one locks a byte, one asks if others lock any of a range."""
 
     set: Callable[[int, int, int], None]
-    is_held: Callable[[int, int], bool]
+    is_held: Callable[[int, int, int], bool]
     read: int
     none: int
 
@@ -153,8 +156,8 @@ def system_locks() -> _Calls | None:
     def set_lock(number: int, byte: int, kind: int) -> None:
         fcntl.fcntl(number, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, 0, byte, 1, 0))
 
-    def is_held(number: int, byte: int) -> bool:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, 0, byte, 1, 0)
+    def is_held(number: int, start: int, length: int) -> bool:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, 0, start, length, 0)
         answer = fcntl.fcntl(number, fcntl.F_OFD_GETLK, asked)
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 

@@ -128,7 +128,7 @@ def _bitmaps(image: bytes, header: Header) -> Iterator[Structure]:
     if extension is None:
         return
     offset = extension.directory_offset
-    for number in range(extension.count):
+    for number in range(extension.number):
         head = schema.BITMAP_HEAD.parse(image[offset:])
         yield Structure(f"bitmap-{number}", offset, schema.BITMAP_HEAD)
         names = Struct("extra" / Bytes(head.extra_data_size), "name" / Bytes(head.name_size))

@@ -12,16 +12,17 @@ from typing import Any
 
 from imgtool.storage import holes
 
-#: The calls by kind, as they are called through :mod:`os`.
+#: The kinds of the calls, by their names in :mod:`os`.
 _CALLS = {
     "open": "open",
-    "read": "preadv",
-    "write": "pwrite",
-    "truncate": "ftruncate",
-    "reserve": "posix_fallocate",
-    "sync": "fdatasync",
-    "copy": "copy_file_range",
-    "seek": "lseek",
+    "preadv": "read",
+    "pread": "read",
+    "pwrite": "write",
+    "ftruncate": "truncate",
+    "posix_fallocate": "reserve",
+    "fdatasync": "sync",
+    "copy_file_range": "copy",
+    "lseek": "seek",
     "replace": "replace",
     "close": "close",
 }
@@ -106,10 +107,13 @@ class FaultyCalls:
                 real(number, data[:half], offset)
         raise self._error()
 
-    def _half(self, kind: str, real: Callable[..., Any], *args: Any) -> int:
+    def _half(self, kind: str, real: Callable[..., Any], *args: Any) -> Any:
         if kind == "read":
-            number, (view,), offset = args
-            return int(real(number, [view[: -(-len(view) // 2)]], offset))
+            number, wanted, offset = args
+            if isinstance(wanted, int):
+                return real(number, -(-wanted // 2), offset)
+            (view,) = wanted
+            return real(number, [view[: -(-len(view) // 2)]], offset)
         if kind == "write":
             number, data, offset = args
             return int(real(number, data[: -(-len(data) // 2)], offset))
@@ -135,7 +139,7 @@ class FaultyCalls:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Let every call go through this object."""
-        real = {name: getattr(os, name) for name in _CALLS.values()}
+        real = {name: getattr(os, name) for name in _CALLS}
         allocate = holes.system_fallocate
 
         def through(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +158,7 @@ class FaultyCalls:
 
             return call
 
-        for kind, name in _CALLS.items():
+        for name, kind in _CALLS.items():
             setattr(os, name, through(kind, real[name]))
         holes.system_fallocate = find_allocate  # type: ignore[assignment]
         try:

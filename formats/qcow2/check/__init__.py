@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from imgtool.device import BlockDevice
-from imgtool.findings import Findings
-from imgtool.format import CheckResult
+from imgtool.findings import CheckResult, Findings
 from imgtool.formats.qcow2.check.copied import check_copied
 from imgtool.formats.qcow2.check.survey import count_references, count_structures, new_state
 from imgtool.formats.qcow2.driver import Qcow2Device

@@ -18,8 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from imgtool.errors import ImageError, ReadOnly
-from imgtool.findings import Findings
-from imgtool.format import CheckResult
+from imgtool.findings import CheckResult, Findings
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.check.copied import check_copied
 from imgtool.formats.qcow2.check.l1 import L1Check
@@ -111,7 +110,7 @@ class _Repair:
         marked = self._header.incompatible & _MARKS
         if marked and not (left.corruptions or left.check_errors):
             unmarked = self._header.incompatible & ~_MARKS
-            switch_header(self._storage, replace(self._header, incompatible=unmarked))
+            switch_header(self._storage, self._header._replace(incompatible=unmarked))
         return self._found, left
 
     def _leaks(self) -> CheckResult:

@@ -6,11 +6,8 @@ writing with such bitmaps, and a backup that trusted what is left of them would 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from imgtool.errors import CorruptImage
-from imgtool.findings import Findings
-from imgtool.format import CheckResult
+from imgtool.findings import CheckResult, Findings
 from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.check.extras import count_bitmaps
 from imgtool.formats.qcow2.check.survey import new_state
@@ -34,8 +31,7 @@ def sound_bitmaps(
     if not reason:
         return header, bitmaps
     findings.corruption(f"Dropping all bitmaps: {reason[0]}")
-    dropped = replace(
-        header.with_extension(ExtensionType.BITMAPS, None),
+    dropped = header.with_extension(ExtensionType.BITMAPS, None)._replace(
         autoclear=header.autoclear & ~Autoclear.BITMAPS,
     )
     return switch_header(storage, dropped), []

@@ -9,7 +9,6 @@ Source: the specification's section "Host cluster management".
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,8 +140,7 @@ def rebuild(state: State) -> Header:
     storage.write_at(first << bits, table_bytes(table))
     return switch_header(
         storage,
-        replace(
-            state.header,
+        state.header._replace(
             refcount_table_offset=first << bits,
             refcount_table_clusters=table_clusters,
         ),

@@ -5,8 +5,6 @@ Source: the specification's section "Snapshots".
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from imgtool.errors import CorruptImage, ImageError
 from imgtool.findings import Findings
 from imgtool.formats.qcow2.check.extras import lacks_extra_data
@@ -48,7 +46,7 @@ def readable_snapshots(
                     f"({len(snapshot.extra_data)} > {MAX_EXTRA_DATA})"
                 )
                 whole = False
-                snapshot = replace(snapshot, extra_data=snapshot.extra_data[:MAX_EXTRA_DATA])
+                snapshot = snapshot._replace(extra_data=snapshot.extra_data[:MAX_EXTRA_DATA])
             whole &= not lacks_extra_data(header, snapshot)
             found.append(snapshot)
     except CorruptImage as error:
@@ -67,5 +65,5 @@ def write_snapshots(
         raise ImageError("The snapshot table would be larger than the format allows")
     offset = fresh.place(data) if data else 0
     return switch_header(
-        storage, replace(header, snapshot_count=len(snapshots), snapshots_offset=offset)
+        storage, header._replace(snapshot_count=len(snapshots), snapshots_offset=offset)
     )

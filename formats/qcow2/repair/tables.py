@@ -8,7 +8,6 @@ is. The order of writes: tables that stay, then copies of those that move, then 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -173,7 +172,7 @@ class TableRepair:
         held = self._held(header.l1_table_offset, header.l1_size)
         words[:held] = self._mend_l1(self._state.read_table(header.l1_table_offset, held))
         offset = self.fresh.place(table_bytes(words))
-        return switch_header(self._storage, replace(header, l1_table_offset=offset))
+        return switch_header(self._storage, header._replace(l1_table_offset=offset))
 
     def _held(self, offset: int, entries: int) -> int:
         """How many entries of a table the file has."""
@@ -192,15 +191,15 @@ class TableRepair:
         offset = snapshot.l1_table_offset
         entries = 0 if self._tables.fault(snapshot) else self._held(offset, snapshot.l1_size)
         if not entries:
-            return replace(snapshot, l1_table_offset=0, l1_size=0)
+            return snapshot._replace(l1_table_offset=0, l1_size=0)
         if not self._shared(offset, entries * 8):
             self._mend_l1_in_place(offset, entries)
-            return replace(snapshot, l1_size=entries)
+            return snapshot._replace(l1_size=entries)
         words = self._state.read_table(offset, entries)
         mended = self._mend_l1(words)
         if not np.array_equal(mended, words):
             offset = self.fresh.place(table_bytes(mended))
-        return replace(snapshot, l1_table_offset=offset, l1_size=entries)
+        return snapshot._replace(l1_table_offset=offset, l1_size=entries)
 
 
 def table_bytes(words: Words) -> bytes:

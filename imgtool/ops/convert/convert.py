@@ -74,7 +74,7 @@ def convert(
     if sparse_size < 0 or sparse_size % 512:
         raise BadOption(f"The sparse size {sparse_size} is not a multiple of 512")
     opening = replace(opener or Opener(), writable=False)
-    making = replace(opening, secrets=target_secrets or replace(opening.secrets, password=None))
+    making = replace(opening, secrets=target_secrets or opening.secrets._replace(password=None))
     chosen = registry.find(format)
     if compress and "compress" not in chosen.features:
         raise BadOption(f"Compression not supported for this file format ({chosen.name})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
+from imgtool.budget import Budget
+from imgtool.errors import CorruptImage, ImageError, OverBudget, UnsupportedFeature, WrongFormat
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.schema import Compression, ExtensionType
@@ -221,6 +221,48 @@ def test_extension_that_just_fits() -> None:
             header_of(put(image, 104, struct.pack(">II", 0x12345678, length)))
 
 
+@pytest.mark.parametrize("length", [4096 - 112 - 8 - 8, 4096 - 112 - 8, 5000, 65536 - 112 - 16])
+def test_extensions_of_more_bytes_than_are_read_at_first(length: int) -> None:
+    data = bytes(range(256)) * 256
+    extensions = [(0x12345678, data[:length]), (0x12345679, b"last")]
+    if length > 60000:
+        extensions.pop()
+    header = header_of(built(extensions=extensions))
+    assert [(one.type, one.data) for one in header.extensions] == extensions
+
+
+def test_a_backing_name_behind_what_is_read_at_first() -> None:
+    header = header_of(built(backing=b"base", extensions=[(0x12345678, bytes(6000))]))
+    assert header.backing_file == "base"
+    assert len(header.extensions) == 1
+
+
+def test_a_cluster_of_extensions_is_read_once() -> None:
+    reads: list[int] = []
+
+    class Counting(MemoryStorage):
+        def read_at(self, offset: int, length: int) -> bytes:
+            reads.append(length)
+            return super().read_at(offset, length)
+
+    # Nothing but extensions without data, up to the end of the largest cluster.
+    image = put(built(cluster_bits=21), 104, struct.pack(">II", 0x12345678, 0) * 100_000)
+    with Counting(image) as storage:
+        assert len(read_header(storage).extensions) >= 100_000
+    assert reads == [4096, 2 * MiB]
+
+
+def test_more_of_the_first_cluster_is_paid_for() -> None:
+    def opened(extensions: list[tuple[int, bytes]]) -> Header:
+        storage = MemoryStorage(built(cluster_bits=21, extensions=extensions))
+        storage.account = Budget(max_memory=MiB).account("disk.qcow2")
+        return read_header(storage)
+
+    assert opened([(0x12345678, b"short")]).extensions
+    with pytest.raises(OverBudget, match="The header's cluster"):
+        opened([(0x12345678, bytes(8192))])
+
+
 def test_length_of_the_end_of_the_extensions() -> None:
     end = struct.pack(">II", 0, 512 - 104 - 8)
     assert header_of(put(built(cluster_bits=9), 104, end)).extensions == ()
@@ -248,7 +290,7 @@ def test_bitmaps_extension_limits() -> None:
 
     found = image(65535, 65535 * 1024).bitmaps
     assert found is not None
-    assert (found.count, found.directory_size) == (65535, 65535 * 1024)
+    assert (found.number, found.directory_size) == (65535, 65535 * 1024)
     for header in (
         image(65536, 1024),
         image(0, 1024),
@@ -436,8 +478,7 @@ def test_changed_header_is_read_as_changed(
     made: tuple[ImageBuilder, bytes], data: st.DataObject
 ) -> None:
     header = header_of(made[1])
-    changed = replace(
-        header,
+    changed = header._replace(
         size=data.draw(st.integers(0, header.size)),
         backing_file=data.draw(st.none() | st.text(min_size=1, max_size=50).filter(_encodes)),
     ).with_extension(ExtensionType.BACKING_FORMAT, b"vmdk")
@@ -458,9 +499,9 @@ def _encodes(text: str) -> bool:
 def test_header_that_does_not_fit_its_cluster() -> None:
     header = header_of(built(cluster_bits=9))
     room = 512 - 104 - 8
-    assert len(replace(header, backing_file="n" * room).build()) == 512
+    assert len(header._replace(backing_file="n" * room).build()) == 512
     with pytest.raises(ImageError, match="larger cluster_size"):
-        replace(header, backing_file="n" * (room + 1)).build()
+        header._replace(backing_file="n" * (room + 1)).build()
 
 
 def test_reading_a_header_from_a_file(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -19,7 +18,7 @@ _LONG = "directory/" * 30 + "base.qcow2"
 
 
 def _backing(name: str | None) -> Callable[[Header], Header]:
-    return lambda header: replace(header, backing_file=name)
+    return lambda header: header._replace(backing_file=name)
 
 
 def _extension(data: bytes | None) -> Callable[[Header], Header]:
@@ -70,5 +69,5 @@ def test_a_change_of_one_sector_is_written_once() -> None:
     create(memory, 1 << 20, format="qcow2")
     log = Log()
     storage = Recorder(log, "image", memory.getvalue())
-    write_header(storage, replace(read_header(storage), size=2 << 20))
+    write_header(storage, read_header(storage)._replace(size=2 << 20))
     assert [change.kind.value for change in log.changes] == ["write", "sync"]

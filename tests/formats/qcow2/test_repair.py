@@ -14,7 +14,7 @@ import pytest
 
 import imgtool
 from imgtool.errors import ImageError, ReadOnly
-from imgtool.format import CheckResult
+from imgtool.findings import CheckResult
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.check import check
 from imgtool.formats.qcow2.repair import repair

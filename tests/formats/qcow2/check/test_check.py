@@ -11,8 +11,7 @@ import pytest
 
 from imgtool.chain import Opener, Reference
 from imgtool.errors import ImageError
-from imgtool.findings import KEPT
-from imgtool.format import CheckResult
+from imgtool.findings import KEPT, CheckResult
 from imgtool.formats.qcow2.check import check
 from imgtool.storage.memory import MemoryStorage
 from tests.kit.corrupt import flips, overwrites, put, truncations

@@ -13,11 +13,14 @@ import numpy as np
 
 from imgtool.chain import OpenPolicy, Reference, Trust
 from imgtool.device import BlockDevice
+from imgtool.formats.qcow2.repair import repair
 from imgtool.ops.bitmap import Action, Change, change_bitmap
 from imgtool.ops.create import create
 from imgtool.secrets import Secret, Secrets
+from imgtool.storage.base import Storage
 from imgtool.storage.file import FileStorage
-from tests.campaigns.crash.history import History, Segment
+from imgtool.storage.memory import MemoryStorage
+from tests.campaigns.crash.history import History, Segment, Shape
 from tests.campaigns.crash.observe import Layout, shape_of
 from tests.kit.recording import SECTOR, Log, Recorder, RecordingOpener
 
@@ -147,6 +150,8 @@ class Disk:
         self.bench, self.layout = bench, layout
         #: The flags of its tables may lag behind its refcounts all along.
         self.flags_lag = flags_lag
+        #: Parts of it cannot be read before it is repaired.
+        self.unreadable = False
         self.content = bytearray(content)
         self.history = History()
         self.baselines: dict[str, bytes] = {}
@@ -182,13 +187,21 @@ class Disk:
     def _segment(self) -> Segment:
         return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)
 
-    def _observe(self) -> None:
+    def look(self) -> tuple[bytes, Shape]:
+        """What it holds and is, or what repair would make of it if it is unreadable."""
+        files: dict[str, Storage] = dict(self.bench.files)
+        if self.unreadable:
+            mended = MemoryStorage(self.bench.files[self.layout.file].getvalue())
+            repair(mended, "all")
+            files[self.layout.file] = mended
         opener = replace(self.bench.opener, writable=False)
-        with opener.reference(self.reference) as device:
-            found = device.read_at(0, device.size)
-            shape = shape_of(device, self.reference, opener)
+        reference = self.layout.reference(files)
+        with opener.reference(reference) as device:
+            return device.read_at(0, device.size), shape_of(device, reference, opener)
+
+    def _observe(self) -> None:
+        found, self.history.last.shape = self.look()
         assert found == bytes(self.content), f"{self.layout.file} does not hold what was written"
-        self.history.last.shape = shape
 
     # Guest writes
 
@@ -287,6 +300,7 @@ class Disk:
         before.tracking |= tracking
         before.flags_lag |= flags_lag
         before.damaged |= damaged
+        before.unreadable |= self.unreadable
         if content is not None:
             # What is cut off and grows back is new: no bitmap knows what was there (as in QEMU).
             kept = self.baselines.items()
@@ -297,6 +311,7 @@ class Disk:
         self.history.last.flags_lag |= flags_lag
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
+        self.unreadable = False
         self._observe()
         self.history.promise(len(self.bench.log))
 

@@ -39,7 +39,8 @@ class Segment:
     ``contents`` are what the guest would see after each write, with the place in the log where it
     began. A segment without a shape is that of no image: the file opens as nothing.
     ``baselines`` say what the disk held when a bitmap was clean; with ``tracking`` bitmaps may be
-    marked as not to be trusted. ``damaged`` images want repair before they are judged.
+    marked as not to be trusted. ``damaged`` images want repair before they are judged;
+    of ``unreadable`` ones QEMU's repair leaves some of the damage.
     """
 
     shape: Shape | None
@@ -47,6 +48,7 @@ class Segment:
     baselines: dict[str, bytes] = field(default_factory=dict)
     tracking: bool = False
     damaged: bool = False
+    unreadable: bool = False
     flags_lag: bool = False
 
 

@@ -30,8 +30,8 @@ def qemu_disagrees(
         for disk in disks:
             segments = [one.segment for one in disk.history.candidates(position)]
             encrypted = bool(disk.layout.options)
-            absent = any(segment.shape is None for segment in segments)
-            if disk.layout.format != "qcow2" or encrypted or absent:
+            beyond = any(segment.shape is None or segment.unreadable for segment in segments)
+            if disk.layout.format != "qcow2" or encrypted or beyond:
                 continue
             data = files[disk.layout.file]
             marked = data[7] >= 3 and data[79] & 1

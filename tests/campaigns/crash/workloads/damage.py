@@ -1,0 +1,120 @@
+"""Damage for repair to mend: in refcounts, in tables, and in what lies upon what."""
+
+from __future__ import annotations
+
+from tests.campaigns.crash.bench import Bench
+from tests.kit.recording import Recorder
+
+
+def damage(bench: Bench, unit: int) -> tuple[str, bool, bool]:
+    """Damage the image.
+
+    Returns what kind of repair it needs, whether it says so itself, and whether part of it cannot
+    be read until then.
+    """
+    storage = bench.files["image"]
+    table = _number(storage, 48, 8)
+    blocks = [
+        offset for place in range(0, unit, 8) if (offset := _number(storage, table + place, 8))
+    ]
+    chance = bench.random
+    kind = chance.choice(("leaks", "lost", "table", "dirty", "dirty", "entries"))
+    if kind != "leaks" and chance.random() < 0.7 and not storage.read_at(79, 1)[0] & 16:
+        _damage_entries(bench, unit)
+    unreadable = kind != "leaks" and chance.random() < 0.5 and _damage_l1(bench, unit)
+    if kind == "leaks":
+        # Clusters behind the end that nobody refers to.
+        order = _number(storage, 96, 4) if storage.read_at(7, 1)[0] > 2 else 4
+        if order >= 3:
+            entries = unit * 8 >> order
+            last = storage.size() // unit
+            width = 1 << order >> 3
+            if last // entries < len(blocks):
+                place = blocks[last // entries] + last % entries * width
+                # What lies there may be in use, and its subclusters not be written yet.
+                if not _number(storage, place, width):
+                    storage.write_at(place, (1).to_bytes(width, "big"))
+        storage.truncate((storage.size() // unit + 2) * unit)
+        return "leaks", False, False
+    marked = kind == "dirty" and storage.read_at(7, 1)[0] > 2
+    if kind == "lost":
+        storage.write_at(chance.choice(blocks), bytes(unit))
+    elif kind == "table":
+        storage.write_at(table + 8 * chance.randrange(len(blocks)), bytes(8))
+    elif marked:
+        if chance.random() < 0.5:
+            storage.write_at(table, bytes(8))
+        storage.write_at(79, bytes((storage.read_at(79, 1)[0] | 1,)))
+        storage.write_at(blocks[0] + unit // 2, bytes(unit // 2))
+    return "all", marked, unreadable
+
+
+def _damage_entries(bench: Bench, unit: int) -> None:
+    """Damage entries of L2 tables; what lies behind the file's end reads as zeros."""
+    storage, chance = bench.files["image"], bench.random
+    l1 = _number(storage, 40, 8)
+    behind = -(-storage.size() // unit) * unit
+    for place in range(l1, l1 + 8 * _number(storage, 36, 4), 8):
+        table = _number(storage, place, 8) & ~(3 << 62)
+        if not table:
+            continue
+        crosses = chance.random() < 0.4
+        if chance.random() < 0.5:
+            # The flag that says that the table is the disk's alone.
+            storage.write_at(place, table.to_bytes(8, "big"))
+        for position in range(table, table + unit, 8):
+            entry = _number(storage, position, 8)
+            if entry >> 62 == 2 and chance.random() < 0.4:
+                # A flag that lies, a bit that means nothing, a cluster behind the file's end.
+                kind = chance.choice(("flag", "bit", "behind"))
+                if crosses:
+                    # Data that lie in the table's own cluster: it has to move.
+                    entry, crosses = table | 1 << 63, False
+                    # Until then nothing can be done about entries that name what is behind the
+                    # file's end, and the file has to grow: what it grows by must be zeros.
+                    bench.garbage = False
+                elif kind == "behind":
+                    entry, behind = behind | 1 << 63, behind + unit
+                else:
+                    entry ^= 1 << 63 if kind == "flag" else 1 << 57
+                storage.write_at(position, entry.to_bytes(8, "big"))
+
+
+def _damage_l1(bench: Bench, unit: int) -> bool:
+    """Damage the L1 table of the disk, or that of its snapshot, or what names that.
+
+    Returns whether what it maps cannot be read any more.
+    """
+    storage, chance = bench.files["image"], bench.random
+    tables = [(_number(storage, 40, 8), _number(storage, 36, 4))]
+    snapshot = _number(storage, 64, 8) if _number(storage, 60, 4) else 0
+    if snapshot:
+        tables.append((_number(storage, snapshot, 8), _number(storage, snapshot + 8, 4)))
+        if chance.random() < 0.4:
+            _shorten(storage, snapshot)
+    table, size = chance.choice(tables)
+    if chance.random() < 0.6:
+        # An L2 table behind the file's end becomes none.
+        behind = -(-storage.size() // unit) * unit
+        storage.write_at(table + 8 * chance.randrange(size), behind.to_bytes(8, "big"))
+        return True
+    for place in range(tables[0][0], tables[0][0] + 8 * tables[0][1], 8):
+        l2 = _number(storage, place, 8) & ~(3 << 62)
+        if l2 and l2 < storage.size() and _number(storage, l2, 8) >> 62 == 2:
+            # Data that lie where the L1 table is: it has to move, and the file to grow.
+            storage.write_at(l2, (table | 1 << 63).to_bytes(8, "big"))
+            bench.garbage = False
+            break
+    return False
+
+
+def _shorten(storage: Recorder, entry: int) -> None:
+    """Let an entry of the snapshot table lack its extra data: the table has to be written anew."""
+    extra = _number(storage, entry + 36, 4)
+    names = _number(storage, entry + 12, 2) + _number(storage, entry + 14, 2)
+    named = storage.read_at(entry + 40 + extra, names)
+    storage.write_at(entry + 36, bytes(4) + named + bytes(extra))
+
+
+def _number(storage: Recorder, offset: int, length: int) -> int:
+    return int.from_bytes(storage.read_at(offset, length), "big")

@@ -54,19 +54,21 @@ def _damage_entries(bench: Bench, unit: int) -> None:
     storage, chance = bench.files["image"], bench.random
     l1 = _number(storage, 40, 8)
     behind = -(-storage.size() // unit) * unit
+    narrow = refcounts_of_one_bit(storage.getvalue())
     for place in range(l1, l1 + 8 * _number(storage, 36, 4), 8):
         table = _number(storage, place, 8) & ~(3 << 62)
         if not table:
             continue
-        crosses = chance.random() < 0.4
+        crosses, last = chance.random() < 0.4, 0
         if chance.random() < 0.5:
             # The flag that says that the table is the disk's alone.
             storage.write_at(place, table.to_bytes(8, "big"))
         for position in range(table, table + unit, 8):
             entry = _number(storage, position, 8)
             if entry >> 62 == 2 and chance.random() < 0.4:
-                # A flag that lies, a bit that means nothing, a cluster behind the file's end.
-                kind = chance.choice(("flag", "bit", "behind"))
+                # A flag that lies, a bit that means nothing, a cluster behind the file's end, one
+                # that another entry has as well where refcounts have no more than a bit.
+                kind = chance.choice(("flag", "bit", "behind", "twice" if narrow else "behind"))
                 if crosses:
                     # Data that lie in the table's own cluster: it has to move.
                     entry, crosses = table | 1 << 63, False
@@ -75,8 +77,11 @@ def _damage_entries(bench: Bench, unit: int) -> None:
                     bench.garbage = False
                 elif kind == "behind":
                     entry, behind = behind | 1 << 63, behind + unit
+                elif kind == "twice":
+                    entry = last
                 else:
                     entry ^= 1 << 63 if kind == "flag" else 1 << 57
+                last = entry
                 storage.write_at(position, entry.to_bytes(8, "big"))
 
 
@@ -93,6 +98,10 @@ def _damage_l1(bench: Bench, unit: int) -> bool:
         if chance.random() < 0.4:
             _shorten(storage, snapshot)
     table, size = chance.choice(tables)
+    if refcounts_of_one_bit(storage.getvalue()) and chance.random() < 0.7:
+        # An L2 table that is named more often than can be counted.
+        storage.write_at(table + 8 * chance.randrange(size), storage.read_at(table, 8))
+        return False
     if chance.random() < 0.6:
         # An L2 table behind the file's end becomes none.
         behind = -(-storage.size() // unit) * unit
@@ -106,6 +115,11 @@ def _damage_l1(bench: Bench, unit: int) -> bool:
             bench.garbage = False
             break
     return False
+
+
+def refcounts_of_one_bit(image: bytes | bytearray) -> bool:
+    """Whether the refcounts of an image cannot count that anything is shared."""
+    return image[7] > 2 and not image[99]
 
 
 def _shorten(storage: Recorder, entry: int) -> None:

@@ -68,6 +68,14 @@ class Tally:
         self.findings += other.findings
 
 
+@dataclass
+class _Seen:
+    """What a recording has been through: states as a whole, and disks within them."""
+
+    states: set[int] = field(default_factory=set)
+    disks: set[int] = field(default_factory=set)
+
+
 def record(workload: str, seed: int) -> Bench:
     """Run a workload, and return the bench with all that happened."""
     bench = Bench(seed)
@@ -101,7 +109,7 @@ def try_states(
         reason = "the recording itself failed:\n" + traceback.format_exc()
         return Tally(findings=[Finding(workload, seed, reason, 0, Choice(()))], recordings=1)
     tally = Tally(recordings=1, qemu_share=qemu_share, recovery_share=recovery_share)
-    seen: set[int] = set()
+    seen = _Seen()
     found = list(epochs(bench.start_files, bench.log, without))
     if without is not None:
         found = [epoch for epoch in found if _spans(bench, epoch, found, without)]
@@ -132,7 +140,7 @@ def _try_epoch(
     epoch: Epoch,
     number: int,
     share: int,
-    seen: set[int],
+    seen: _Seen,
 ) -> None:
     chance = random.Random(seed * 1000 + number)
     tried = stale = 0
@@ -143,16 +151,16 @@ def _try_epoch(
             choice = choice._replace(garbage=False)
         files = build(epoch, choice)
         mark = hash(tuple((name, bytes(data)) for name, data in sorted(files.items())))
-        if mark in seen:
+        if mark in seen.states:
             stale += 1
             if stale > _PATIENCE:
                 return
             continue
         stale = 0
-        seen.add(mark)
+        seen.states.add(mark)
         tally.states += 1
         tried += 1
-        reason = _judge(tally, bench, files, epoch, chance)
+        reason = _judge(tally, bench, files, epoch, chance, seen.disks)
         if reason is None:
             reason = _look_twice(tally, bench, epoch, choice, chance)
         if reason is not None:
@@ -172,10 +180,11 @@ def _judge(
     files: dict[str, bytearray],
     epoch: Epoch,
     chance: random.Random,
+    seen: set[int],
 ) -> str | None:
     state = {name: StateFile(name, data) for name, data in files.items()}
     try:
-        verdict = judge(state, bench.disks, epoch.position, chance)
+        verdict = judge(state, bench.disks, epoch.position, chance, seen)
     except Wrong as wrong:
         return str(wrong)
     except Exception:

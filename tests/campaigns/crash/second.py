@@ -92,7 +92,7 @@ def cut_short(
             state = {name: StateFile(name, data) for name, data in build(epoch, choice).items()}
             tried += 1
             try:
-                judge(dict(state), bench.disks, epoch.position, chance)
+                judge(state, bench.disks, epoch.position, chance)
             except Wrong as wrong:
                 return tried, f"recovery, cut short: {wrong}"
     return tried, None

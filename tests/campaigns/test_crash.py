@@ -29,6 +29,7 @@ _STATES = {
     "resize": 2500,
     "amend": 2000,
     "compact": 2200,
+    "compact-into": 2000,
     "repair": 2200,
     "commit": 2200,
     "rebase": 1200,
@@ -71,7 +72,7 @@ class TestSnapshots:
 
 
 class TestCommands:
-    @pytest.mark.parametrize("workload", ["resize", "amend", "compact", "repair"])
+    @pytest.mark.parametrize("workload", ["resize", "amend", "compact", "compact-into", "repair"])
     def test_every_state_is_whole(self, workload: str) -> None:
         _campaign(workload)
 

@@ -1,7 +1,8 @@
 """The recording store: files in memory that remember what a loss of power could leave of them.
 
 Every change is logged as the bytes that the sectors it touches hold afterwards: a disk writes whole
-sectors, and whoever changes part of one has the rest from the cache. Each fsync is logged with its
+sectors, and whoever changes part of one has the rest from the cache. New names are changes of the
+directory. Each fsync is logged with its
 place in the code, the *barrier* that it is part of, so that one can be taken away for a trial.
 """
 
@@ -28,6 +29,9 @@ from tests.kit.faults import WrappedStorage
 
 SECTOR = 512
 
+#: What names are changes of: the directory that all files lie in.
+DIRECTORY = "/"
+
 #: Names of functions that only pass a flush on: the barrier is whoever called them.
 _PASSING = frozenset({"_barrier", "_flush"})
 
@@ -44,6 +48,7 @@ class Kind(enum.Enum):
     ZERO = "zero"
     PUNCH = "punch"
     LENGTH = "length"
+    RENAME = "rename"
     SYNC = "sync"
 
 
@@ -51,7 +56,8 @@ class Change(NamedTuple):
     """Something done to ``file``.
 
     ``data`` is what the sectors from ``offset`` on hold afterwards; for LENGTH, ``offset`` is the
-    new length. ``barrier`` names the place in the code that a SYNC is part of.
+    new length; for RENAME, ``data`` has the old name and the new one. ``barrier`` names the place
+    in the code that a SYNC is part of.
     """
 
     file: str
@@ -60,9 +66,17 @@ class Change(NamedTuple):
     data: bytes = b""
     barrier: str = ""
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The old name and the new one, of a RENAME."""
+        old, new = self.data.decode().split("\0")
+        return old, new
+
     def __str__(self) -> str:
         if self.kind is Kind.SYNC:
             return f"{self.file}: sync ({self.barrier})"
+        if self.kind is Kind.RENAME:
+            return "{}: rename to {}".format(*self.names)
         return f"{self.file}: {self.kind.value} {self.offset:#x}+{len(self.data):#x}"
 
 
@@ -150,6 +164,23 @@ class Recorder(WrappedStorage):
 
     def close(self) -> None:
         """Leave the file to whoever opens it next."""
+
+
+class Directory:
+    """The directory of the files of a recording. A file is logged under the name it began with."""
+
+    def __init__(self, log: Log, files: dict[str, Recorder]) -> None:
+        self._log, self._files = log, files
+
+    def replace(self, old: str, new: str) -> None:
+        """Give a file the name, and the place, of another."""
+        old, new = (path.rsplit("/", 1)[-1] for path in (old, new))
+        self._files[new] = self._files.pop(old)
+        self._log.changes.append(Change(DIRECTORY, Kind.RENAME, data=f"{old}\0{new}".encode()))
+
+    def flush(self, path: str) -> None:
+        """Make names durable."""
+        self._log.changes.append(Change(DIRECTORY, Kind.SYNC, barrier=_barrier_here()))
 
 
 @dataclass(frozen=True)

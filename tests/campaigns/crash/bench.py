@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import random
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 from imgtool.chain import OpenPolicy, Reference, Trust
 from imgtool.device import BlockDevice
 from imgtool.formats.qcow2.repair import repair
+from imgtool.ops import compact
 from imgtool.ops.bitmap import Action, Change, change_bitmap
 from imgtool.ops.create import create
 from imgtool.secrets import Secret, Secrets
@@ -22,7 +26,7 @@ from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
 from tests.campaigns.crash.history import History, Segment, Shape
 from tests.campaigns.crash.observe import Layout, shape_of
-from tests.kit.recording import SECTOR, Log, Recorder, RecordingOpener
+from tests.kit.recording import SECTOR, Directory, Log, Recorder, RecordingOpener
 
 SECRETS = Secrets({"key": Secret(b"secret")})
 
@@ -99,7 +103,7 @@ class Bench:
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
-        """Let new files be made on the bench, and those that are there be emptied."""
+        """Let new files be made on the bench, and those that are there be emptied or replaced."""
 
         def make(path: str, **how: object) -> Recorder:
             name = path.rsplit("/", 1)[-1]
@@ -109,7 +113,14 @@ class Bench:
             made.truncate(0)
             return made
 
-        with mock.patch.object(FileStorage, "create", make):
+        directory = Directory(self.log, self.files)
+        tokens = (f"{number:08x}" for number in itertools.count(len(self.log)))
+        with (
+            mock.patch.object(FileStorage, "create", make),
+            mock.patch.object(os, "replace", directory.replace),
+            mock.patch.object(compact, "_sync_directory", directory.flush),
+            mock.patch.object(secrets, "token_hex", side_effect=tokens),
+        ):
             yield
 
     def disk(self, layout: Layout, size: int, content: bytes) -> Disk:

@@ -108,7 +108,8 @@ class _Judgement:
         storage = self._files.get(self._layout.file)
         if absent and (storage is None or not self._opens(storage)):
             return Verdict(False, False)
-        assert storage is not None
+        if storage is None:
+            raise Wrong("the file is gone")
         repaired = self._prepare(storage)
         reference = self._layout.reference(self._files)
         try:

@@ -25,6 +25,7 @@ WORKLOADS: dict[str, Workload] = {
     "resize": commands.resizing,
     "amend": commands.amending,
     "compact": commands.compacting,
+    "compact-into": making.compacting_into,
     "repair": repairs.repairing,
     "commit": chains.committing,
     "rebase": chains.rebasing,

@@ -6,6 +6,7 @@ from typing import Any
 
 from imgtool.chain import Reference
 from imgtool.ops.bitmap import Change
+from imgtool.ops.compact import compact_into
 from imgtool.ops.convert import convert
 from tests.campaigns.crash.bench import SECRETS, Bench, Disk
 from tests.campaigns.crash.observe import Layout
@@ -145,3 +146,41 @@ def converting_into(bench: Bench) -> None:
     )
     use(disk, 3)
     disk.close()
+
+
+def compacting_into(bench: Bench) -> None:
+    """An image compacted into a new file, in the place of another, or in its own."""
+    chance = bench.random
+    options, _, size = geometry(bench)
+    place = chance.choice(("new", "other", "own"))
+    source = bench.image("image" if place == "own" else "source", size, options)
+    age(source)
+    if options.get("compat") != "0.10" and chance.random() < 0.3:
+        source.bitmap("bits", Change.ADD)
+        use(source, 3, 0)
+        source.close()
+    if place == "other":
+        other_options, _, other_size = geometry(bench)
+        disk = bench.image("image", other_size, other_options)
+        age(disk)
+    elif place == "new":
+        disk = bench.disk(Layout("image", "qcow2", standalone=True), size, bytes(size))
+        bench.disks.remove(disk)
+    else:
+        disk = source
+    bench.start()
+    if place == "new":
+        bench.disks.append(disk)
+        disk.begin_absent()
+    disk.command(
+        f"compact into {place}",
+        lambda: _compact_into(bench, source),
+        content=bytes(source.content),
+    )
+    use(disk, 3)
+    disk.close()
+
+
+def _compact_into(bench: Bench, source: Disk) -> None:
+    with bench.making():
+        compact_into(source.reference, "/disks/image", opener=bench.opener)

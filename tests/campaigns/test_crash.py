@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.campaigns.crash.campaign import Tally, try_states
+from imgtool.formats.qcow2.writable import WritableQcow2
+from tests.campaigns.crash.campaign import Tally, record, try_states
 from tests.campaigns.crash.trial import find_barriers, try_one
 from tests.campaigns.crash.workloads import WORKLOADS
 from tests.kit.effort import effort
@@ -19,7 +20,8 @@ _SHARE = 300
 
 #: States of each workload: more where one takes less time.
 _STATES = {
-    "guest": 7000,
+    "guest": 6000,
+    "together": 2500,
     "filling": 2000,
     "compressed": 3500,
     "external": 3500,
@@ -33,10 +35,10 @@ _STATES = {
     "repair": 2200,
     "commit": 2200,
     "rebase": 1200,
-    "create": 5000,
+    "create": 4000,
     "convert": 3000,
     "convert-into": 4000,
-    "overwrite": 4500,
+    "overwrite": 3500,
     "raw": 1500,
     "large-clusters": 300,
     "encrypted": 150,
@@ -71,6 +73,21 @@ class TestSnapshots:
         _campaign(workload)
 
 
+class TestThreads:
+    @pytest.mark.parametrize("workload", ["together"])
+    def test_every_state_is_whole(self, workload: str) -> None:
+        _campaign(workload)
+
+    def test_a_seed_has_the_same_turns_again(self) -> None:
+        assert record("together", 3).log.changes == record("together", 3).log.changes
+
+    def test_a_flush_beside_writers_is_missed_if_it_holds_no_lock(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(WritableQcow2, "_flush", lambda self: self.metadata.flush())
+        assert any(try_states("together", seed, 100).findings for seed in range(20))
+
+
 class TestCommands:
     @pytest.mark.parametrize("workload", ["resize", "amend", "compact", "compact-into", "repair"])
     def test_every_state_is_whole(self, workload: str) -> None:
@@ -89,10 +106,21 @@ class TestSlow:
         _campaign(workload)
 
 
+_GROUPS = (
+    TestGuests,
+    TestWhole,
+    TestSnapshots,
+    TestThreads,
+    TestCommands,
+    TestChains,
+    TestSlow,
+)
+
+
 def test_no_workload_is_left_out() -> None:
     tried = {
         workload
-        for group in (TestGuests, TestWhole, TestSnapshots, TestCommands, TestChains, TestSlow)
+        for group in _GROUPS
         for mark in group.test_every_state_is_whole.pytestmark  # type: ignore[attr-defined]
         for workload in mark.args[1]
     }

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -86,6 +86,8 @@ class Log:
 
     changes: list[Change] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    #: Called before anything is done to a file, of whatever thread.
+    pause: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -124,17 +126,20 @@ class Recorder(WrappedStorage):
             self._log.changes.append(Change(self.file, kind, start, data))
 
     def write_at(self, offset: int, data: Any) -> None:
+        self._log.pause()
         with self._log.lock:
             super().write_at(offset, data)
             self._changed(Kind.WRITE, offset, memoryview(data).nbytes)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self._log.pause()
         with self._log.lock:
             super().write_zeroes(offset, length, unmap=unmap)
             self._changed(Kind.ZERO, offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole, as a host file does."""
+        self._log.pause()
         with self._log.lock:
             end = min(offset + length, self.inner.size())
             if offset < end:
@@ -142,6 +147,7 @@ class Recorder(WrappedStorage):
                 self._changed(Kind.PUNCH, offset, end - offset)
 
     def truncate(self, size: int) -> None:
+        self._log.pause()
         with self._log.lock:
             if self.fixed:
                 if size > self.inner.size():
@@ -158,6 +164,7 @@ class Recorder(WrappedStorage):
                 self.truncate(offset + length)
 
     def flush(self) -> None:
+        self._log.pause()
         with self._log.lock:
             barrier = _barrier_here() + (" [data]" if self.file == "data" else "")
             self._log.changes.append(Change(self.file, Kind.SYNC, barrier=barrier))

@@ -219,8 +219,11 @@ class Disk:
     @property
     def device(self) -> BlockDevice:
         """The disk, open for writing."""
-        if self._device is None:
-            self._device = self.bench.opener.reference(self.reference)
+        return self._device or self.open()
+
+    def open(self) -> BlockDevice:
+        """Open the disk for writing."""
+        self._device = self.bench.opener.reference(self.reference)
         return self._device
 
     def _put(self, offset: int, data: bytes) -> None:
@@ -229,12 +232,16 @@ class Disk:
             self.history.last.tracking = True
             self.history.change(len(self.bench.log), bytes(self.content))
 
-    def write(self, offset: int, length: int, data: bytes | None = None) -> None:
-        """Write something new."""
+    def announce(self, offset: int, length: int, data: bytes | None = None) -> bytes:
+        """Return something new that is about to be written."""
         self.bench.note(f"{self.layout.file}: write {offset:#x}+{length:#x}")
         data = self.bench.stamp(length) if data is None else data
         self._put(offset, data)
-        self.device.write_at(offset, data)
+        return data
+
+    def write(self, offset: int, length: int, data: bytes | None = None) -> None:
+        """Write something new."""
+        self.device.write_at(offset, self.announce(offset, length, data))
 
     def zero(self, offset: int, length: int, *, unmap: bool = False) -> None:
         self.bench.note(f"{self.layout.file}: zero {offset:#x}+{length:#x} unmap={unmap}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.campaigns.crash.bench import Bench
-from tests.campaigns.crash.workloads import chains, commands, guests, making, repairs
+from tests.campaigns.crash.workloads import chains, commands, guests, making, repairs, together
 
 Workload = Callable[[Bench], None]
 
@@ -20,6 +20,7 @@ WORKLOADS: dict[str, Workload] = {
     "compressed": guests.compressed,
     "external": guests.external,
     "overlay": guests.overlay,
+    "together": together.together,
     "snapshots": commands.snapshots,
     "bitmaps": commands.bitmaps,
     "resize": commands.resizing,

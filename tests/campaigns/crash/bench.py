@@ -155,12 +155,8 @@ class Bench:
 class Disk:
     """One disk of a bench, with what it should hold."""
 
-    def __init__(
-        self, bench: Bench, layout: Layout, content: bytes, *, flags_lag: bool = False
-    ) -> None:
+    def __init__(self, bench: Bench, layout: Layout, content: bytes) -> None:
         self.bench, self.layout = bench, layout
-        #: The flags of its tables may lag behind its refcounts all along.
-        self.flags_lag = flags_lag
         #: Parts of it cannot be read before it is repaired.
         self.unreadable = False
         self.content = bytearray(content)
@@ -196,7 +192,7 @@ class Disk:
             self.history.promise(0)
 
     def _segment(self) -> Segment:
-        return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)
+        return Segment(None, [], baselines=dict(self.baselines))
 
     def look(self) -> tuple[bytes, Shape]:
         """What it holds and is, or what repair would make of it if it is unreadable."""
@@ -304,19 +300,16 @@ class Disk:
         *,
         content: bytes | None = None,
         tracking: bool = False,
-        flags_lag: bool = False,
         damaged: bool = False,
     ) -> None:
         """Run a command that changes the image from one whole to another.
 
-        Before it is done the image may want repair (``damaged``); from then on flags in its tables
-        may lag behind its refcounts (``flags_lag``).
+        Before it is done the image may want repair (``damaged``).
         """
         self.close()
         self.bench.note(f"{self.layout.file}: {name}")
         before = self.history.last if self.history.segments else Segment(None, [])
         before.tracking |= tracking
-        before.flags_lag |= flags_lag
         before.damaged |= damaged
         before.unreadable |= self.unreadable
         if content is not None:
@@ -326,7 +319,6 @@ class Disk:
             self.content[:] = content
         self.history.begin(self._segment())
         self.history.last.tracking = tracking
-        self.history.last.flags_lag |= flags_lag
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
         self.unreadable = False

@@ -49,7 +49,6 @@ class Segment:
     tracking: bool = False
     damaged: bool = False
     unreadable: bool = False
-    flags_lag: bool = False
 
 
 class Candidate(NamedTuple):

@@ -159,6 +159,8 @@ class Disk:
         self.bench, self.layout = bench, layout
         #: Parts of it cannot be read before it is repaired.
         self.unreadable = False
+        #: QEMU's repair would leave some of its damage.
+        self.beyond_qemu = False
         self.content = bytearray(content)
         self.history = History()
         self.baselines: dict[str, bytes] = {}
@@ -312,6 +314,7 @@ class Disk:
         before.tracking |= tracking
         before.damaged |= damaged
         before.unreadable |= self.unreadable
+        before.beyond_qemu |= self.beyond_qemu
         if content is not None:
             # What is cut off and grows back is new: no bitmap knows what was there (as in QEMU).
             kept = self.baselines.items()
@@ -321,7 +324,7 @@ class Disk:
         self.history.last.tracking = tracking
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
-        self.unreadable = False
+        self.unreadable = self.beyond_qemu = False
         self._observe()
         self.history.promise(len(self.bench.log))
 

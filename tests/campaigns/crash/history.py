@@ -40,7 +40,8 @@ class Segment:
     began. A segment without a shape is that of no image: the file opens as nothing.
     ``baselines`` say what the disk held when a bitmap was clean; with ``tracking`` bitmaps may be
     marked as not to be trusted. ``damaged`` images want repair before they are judged;
-    of ``unreadable`` ones QEMU's repair leaves some of the damage.
+    parts of ``unreadable`` ones cannot be read until then, and from those ``beyond_qemu`` QEMU's
+    repair does not take all of the damage.
     """
 
     shape: Shape | None
@@ -49,6 +50,7 @@ class Segment:
     tracking: bool = False
     damaged: bool = False
     unreadable: bool = False
+    beyond_qemu: bool = False
 
 
 class Candidate(NamedTuple):

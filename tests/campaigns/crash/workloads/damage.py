@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tests.campaigns.crash.bench import Bench
 from tests.kit.recording import Recorder
 
 
-def damage(bench: Bench, unit: int) -> tuple[str, bool, bool]:
-    """Damage the image.
+class Damage(NamedTuple):
+    """What kind of repair an image needs, and whether it says so itself.
 
-    Returns what kind of repair it needs, whether it says so itself, and whether part of it cannot
-    be read until then.
+    With ``tables`` entries of its tables are damaged; part of what is ``unreadable`` cannot be read
+    before it is repaired.
     """
+
+    repair: str
+    marked: bool = False
+    tables: bool = False
+    unreadable: bool = False
+
+
+def damage(bench: Bench, unit: int) -> Damage:
+    """Damage the image."""
     storage = bench.files["image"]
     table = _number(storage, 48, 8)
     blocks = [
@@ -19,9 +30,11 @@ def damage(bench: Bench, unit: int) -> tuple[str, bool, bool]:
     ]
     chance = bench.random
     kind = chance.choice(("leaks", "lost", "table", "dirty", "dirty", "entries"))
-    if kind != "leaks" and chance.random() < 0.7 and not storage.read_at(79, 1)[0] & 16:
+    in_l2 = kind != "leaks" and chance.random() < 0.7
+    if in_l2 and not storage.read_at(79, 1)[0] & 16:
         _damage_entries(bench, unit)
-    unreadable = kind != "leaks" and chance.random() < 0.5 and _damage_l1(bench, unit)
+    in_l1 = kind != "leaks" and chance.random() < 0.5
+    unreadable = in_l1 and _damage_l1(bench, unit)
     if kind == "leaks":
         # Clusters behind the end that nobody refers to.
         order = _number(storage, 96, 4) if storage.read_at(7, 1)[0] > 2 else 4
@@ -35,7 +48,7 @@ def damage(bench: Bench, unit: int) -> tuple[str, bool, bool]:
                 if not _number(storage, place, width):
                     storage.write_at(place, (1).to_bytes(width, "big"))
         storage.truncate((storage.size() // unit + 2) * unit)
-        return "leaks", False, False
+        return Damage("leaks")
     marked = kind == "dirty" and storage.read_at(7, 1)[0] > 2
     if kind == "lost":
         storage.write_at(chance.choice(blocks), bytes(unit))
@@ -46,7 +59,7 @@ def damage(bench: Bench, unit: int) -> tuple[str, bool, bool]:
             storage.write_at(table, bytes(8))
         storage.write_at(79, bytes((storage.read_at(79, 1)[0] | 1,)))
         storage.write_at(blocks[0] + unit // 2, bytes(unit // 2))
-    return "all", marked, unreadable
+    return Damage("all", marked, in_l1 or in_l2, unreadable)
 
 
 def _damage_entries(bench: Bench, unit: int) -> None:
@@ -54,7 +67,7 @@ def _damage_entries(bench: Bench, unit: int) -> None:
     storage, chance = bench.files["image"], bench.random
     l1 = _number(storage, 40, 8)
     behind = -(-storage.size() // unit) * unit
-    narrow = refcounts_of_one_bit(storage.getvalue())
+    narrow = _refcounts_of_one_bit(storage.getvalue())
     for place in range(l1, l1 + 8 * _number(storage, 36, 4), 8):
         table = _number(storage, place, 8) & ~(3 << 62)
         if not table:
@@ -98,7 +111,7 @@ def _damage_l1(bench: Bench, unit: int) -> bool:
         if chance.random() < 0.4:
             _shorten(storage, snapshot)
     table, size = chance.choice(tables)
-    if refcounts_of_one_bit(storage.getvalue()) and chance.random() < 0.7:
+    if _refcounts_of_one_bit(storage.getvalue()) and chance.random() < 0.7:
         # An L2 table that is named more often than can be counted.
         storage.write_at(table + 8 * chance.randrange(size), storage.read_at(table, 8))
         return False
@@ -117,7 +130,7 @@ def _damage_l1(bench: Bench, unit: int) -> bool:
     return False
 
 
-def refcounts_of_one_bit(image: bytes | bytearray) -> bool:
+def _refcounts_of_one_bit(image: bytes) -> bool:
     """Whether the refcounts of an image cannot count that anything is shared."""
     return image[7] > 2 and not image[99]
 

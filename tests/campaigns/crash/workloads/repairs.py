@@ -23,13 +23,14 @@ def repairing(bench: Bench) -> None:
         snapshot_before(disk, "old", {})
         use(disk, 3, 0)
         disk.close()
-    what, marked, disk.unreadable = damage(bench, unit)
+    done = damage(bench, unit)
+    disk.unreadable, disk.beyond_qemu = done.unreadable, done.tables
     disk.content[:], _ = disk.look()
     bench.start()
     disk.command(
-        f"check -r {what}",
-        lambda: check(disk.reference, opener=bench.opener, repair=what),
-        damaged=disk.unreadable or not marked,
+        f"check -r {done.repair}",
+        lambda: check(disk.reference, opener=bench.opener, repair=done.repair),
+        damaged=done.unreadable or not done.marked,
     )
     use(disk, 3)
     disk.close()

@@ -26,6 +26,7 @@ from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
 from tests.campaigns.crash.history import History, Segment, Shape
 from tests.campaigns.crash.observe import Layout, shape_of
+from tests.kit.crash_states import Choice
 from tests.kit.recording import SECTOR, Directory, Log, Recorder, RecordingOpener
 
 SECRETS = Secrets({"key": Secret(b"secret")})
@@ -146,6 +147,14 @@ class Bench:
         self.start_files = {name: file.getvalue() for name, file in self.files.items()}
         for disk in self.disks:
             disk.reset()
+
+    def possible(self, choice: Choice) -> Choice:
+        """A choice of a state, without what these files rule out."""
+        if self.plain:
+            choice = choice._replace(length="as written")
+        if self.plain or not self.garbage:
+            choice = choice._replace(garbage=False)
+        return choice
 
     def note(self, text: str) -> None:
         """Remember what is being done, for whoever has to find out what went wrong."""

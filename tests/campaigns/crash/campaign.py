@@ -143,10 +143,7 @@ def _try_epoch(
     chance = random.Random(seed * 1000 + number)
     tried = stale = 0
     for choice in choices(epoch, chance.randrange(1 << 30), share * 8):
-        if bench.plain:
-            choice = choice._replace(length="as written")
-        if bench.plain or not bench.garbage:
-            choice = choice._replace(garbage=False)
+        choice = bench.possible(choice)
         files = build(epoch, choice)
         mark = hash(tuple((name, bytes(data)) for name, data in sorted(files.items())))
         if mark in seen.states:
@@ -201,7 +198,7 @@ def _look_twice(
         if reason is not None:
             return reason
     if chance.random() < tally.recovery_share:
-        tried, reason = cut_short(bench.disks, build(epoch, choice), epoch.position, chance)
+        tried, reason = cut_short(bench, build(epoch, choice), epoch.position, chance)
         tally.cut_short += tried
         tally.states += tried
         return reason

@@ -44,17 +44,18 @@ def qemu_disagrees(
 
 
 def cut_short(
-    disks: Iterable[Disk], files: Mapping[str, bytearray], position: int, chance: random.Random
+    first: Bench, files: Mapping[str, bytearray], position: int, chance: random.Random
 ) -> tuple[int, str | None]:
     """Open what a state is, write a little, and lose power on the way once more.
 
     Returns how many states were tried, and what is wrong with the last one.
     """
     bench = Bench(chance.randrange(1 << 30))
+    bench.plain, bench.garbage = first.plain, first.garbage
     for name, data in files.items():
         bench.file(name, bytes(data))
     damaged = False
-    for disk in disks:
+    for disk in first.disks:
         candidates = disk.history.candidates(position)
         damaged |= any(one.segment.damaged for one in candidates)
         if any(one.segment.shape is None for one in candidates):
@@ -81,7 +82,8 @@ def cut_short(
     tried = 0
     for epoch in epochs(bench.start_files, bench.log):
         for choice in choices(epoch, chance.randrange(1 << 30), _SECOND_STATES):
-            state = {name: StateFile(name, data) for name, data in build(epoch, choice).items()}
+            files = build(epoch, bench.possible(choice))
+            state = {name: StateFile(name, data) for name, data in files.items()}
             tried += 1
             try:
                 judge(state, bench.disks, epoch.position, chance)

@@ -127,10 +127,6 @@ class Metadata:
         if not self.unfinished:
             self._barrier()
             write_header(self._storage, header)
-        self.take_header(header)
-
-    def take_header(self, header: Header) -> None:
-        """Go by another header, which is or will be written."""
         self.header = header
         self.on_header(header)
 

@@ -68,7 +68,7 @@ class Compression(enum.IntEnum):
 
 
 class ExtensionType(enum.IntEnum):
-    """Header extensions that the specification defines, and one of ours: see ``marks.py``."""
+    """Header extensions that the specification defines."""
 
     END = 0x00000000
     BACKING_FORMAT = 0xE2792ACA
@@ -76,7 +76,6 @@ class ExtensionType(enum.IntEnum):
     BITMAPS = 0x23852875
     CRYPTO = 0x0537BE77
     DATA_FILE = 0x44415441
-    WAS_VERSION_2 = 0x76320A1D
 
 
 # Header: the fields that versions 2 and 3 share.

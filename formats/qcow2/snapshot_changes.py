@@ -1,10 +1,11 @@
 """Taking, applying and deleting internal snapshots.
 
 Each change is switched by one write of the header: before it the image is as it was, after it as
-it is to be. Around it refcounts change by the thousand, and the COPIED flags that go by them: the
-image is marked dirty meanwhile (see ``marks.py`` for version 2, which has no such mark), so that
-whoever opens it next after a crash makes them agree. Source: the specification's sections
-"Snapshots" and, for the COPIED flags, "Cluster mapping".
+it is to be. Around it refcounts change by the thousand, and the COPIED flags that go by them: an
+image that can say so is marked dirty meanwhile, so that whoever opens it next after a crash makes
+them agree. Version 2 has no such mark. There a crash can leave flags that lag behind: a check calls
+them errors, but they only cost copies that need not be made. Source: the specification's
+sections "Snapshots" and, for the COPIED flags, "Cluster mapping".
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, CorruptImage, ImageError
-from imgtool.formats.qcow2 import marks
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced
@@ -27,6 +27,7 @@ from imgtool.formats.qcow2.schema import (
     COPIED,
     L1_OFFSET_MASK,
     L2_OFFSET_MASK,
+    Incompatible,
 )
 from imgtool.formats.qcow2.snapshots import (
     MAX_TABLE_BYTES,
@@ -148,24 +149,19 @@ def delete_snapshot(device: WritableQcow2, name: str) -> None:
 @contextlib.contextmanager
 def _marked_dirty(device: WritableQcow2) -> Iterator[None]:
     """Mark the image dirty while refcounts and flags do not agree; it is not if all goes well."""
-    metadata, version = device.metadata, device.header.version
-    marked = marks.dirty(device.header)
-    if marked is not None:
-        metadata.switch_header(marked)
+    can_tell = device.header.version >= 3
+    if can_tell:
+        marked = device.header.incompatible | Incompatible.DIRTY
+        device.metadata.switch_header(replace(device.header, incompatible=marked))
     refused = None
     try:
-        try:
-            yield
-        except _Refused as error:
-            refused = error.__cause__
-        metadata.flush()
-        if marked is not None:
-            metadata.switch_header(marks.unmarked(device.header))
-    except BaseException:
-        if device.header.version != version:
-            # The mark stays on disk; what may still be written is what the old version has.
-            metadata.take_header(marks.unmarked(device.header))
-        raise
+        yield
+    except _Refused as error:
+        refused = error.__cause__
+    device.metadata.flush()
+    if can_tell:
+        unmarked = device.header.incompatible & ~Incompatible.DIRTY
+        device.metadata.switch_header(replace(device.header, incompatible=unmarked))
     if refused is not None:
         raise refused
 

@@ -27,7 +27,6 @@ from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import State
 from imgtool.formats.qcow2.check.survey import count_references, count_structures, new_state
 from imgtool.formats.qcow2.header import Header, read_header
-from imgtool.formats.qcow2.marks import is_marked, unmarked
 from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps
 from imgtool.formats.qcow2.repair.copied import repair_copied
 from imgtool.formats.qcow2.repair.header import switch_header
@@ -42,9 +41,12 @@ from imgtool.formats.qcow2.repair.refcounts import (
 )
 from imgtool.formats.qcow2.repair.snapshots import readable_snapshots, write_snapshots
 from imgtool.formats.qcow2.repair.tables import TableRepair
+from imgtool.formats.qcow2.schema import Incompatible
 from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.storage.base import Storage
 from imgtool.storage.overlay import OverlayStorage
+
+_MARKS = Incompatible.DIRTY | Incompatible.CORRUPT
 
 
 def repair(
@@ -106,8 +108,10 @@ class _Repair:
         left.leaks_fixed = max(0, self._found.leaks - left.leaks)
         left.corruptions_fixed = max(0, self._found.corruptions - left.corruptions)
         left.messages = self._found.messages
-        if is_marked(self._header) and not (left.corruptions or left.check_errors):
-            self._header = switch_header(self._storage, unmarked(self._header))
+        marked = self._header.incompatible & _MARKS
+        if marked and not (left.corruptions or left.check_errors):
+            unmarked = self._header.incompatible & ~_MARKS
+            switch_header(self._storage, replace(self._header, incompatible=unmarked))
         return self._found, left
 
     def _leaks(self) -> CheckResult:

@@ -85,6 +85,7 @@ def _figures(tally: Tally, seconds: float) -> dict[str, Any]:
         "recordings": tally.recordings,
         "epochs": tally.epochs,
         "repaired": tally.repaired,
+        "flags-lagged": tally.flags_lagged,
         "checked-by-qemu": tally.asked_qemu,
         "of-recoveries-cut-short": tally.cut_short,
         "findings": len(tally.findings),

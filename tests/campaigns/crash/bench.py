@@ -164,8 +164,12 @@ class Bench:
 class Disk:
     """One disk of a bench, with what it should hold."""
 
-    def __init__(self, bench: Bench, layout: Layout, content: bytes) -> None:
+    def __init__(
+        self, bench: Bench, layout: Layout, content: bytes, *, flags_lag: bool = False
+    ) -> None:
         self.bench, self.layout = bench, layout
+        #: The flags of its tables may lag behind its refcounts all along.
+        self.flags_lag = flags_lag
         #: Parts of it cannot be read before it is repaired.
         self.unreadable = False
         #: QEMU's repair would leave some of its damage.
@@ -203,7 +207,7 @@ class Disk:
             self.history.promise(0)
 
     def _segment(self) -> Segment:
-        return Segment(None, [], baselines=dict(self.baselines))
+        return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)
 
     def look(self) -> tuple[bytes, Shape]:
         """What it holds and is, or what repair would make of it if it is unreadable."""
@@ -311,16 +315,19 @@ class Disk:
         *,
         content: bytes | None = None,
         tracking: bool = False,
+        flags_lag: bool = False,
         damaged: bool = False,
     ) -> None:
         """Run a command that changes the image from one whole to another.
 
-        Before it is done the image may want repair (``damaged``).
+        Before it is done the image may want repair (``damaged``); from then on flags in its tables
+        may lag behind its refcounts (``flags_lag``).
         """
         self.close()
         self.bench.note(f"{self.layout.file}: {name}")
         before = self.history.last if self.history.segments else Segment(None, [])
         before.tracking |= tracking
+        before.flags_lag |= flags_lag
         before.damaged |= damaged
         before.unreadable |= self.unreadable
         before.beyond_qemu |= self.beyond_qemu
@@ -331,6 +338,7 @@ class Disk:
             self.content[:] = content
         self.history.begin(self._segment())
         self.history.last.tracking = tracking
+        self.history.last.flags_lag |= flags_lag
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
         self.unreadable = self.beyond_qemu = False

@@ -48,6 +48,7 @@ class Tally:
     asked_qemu: int = 0
     cut_short: int = 0
     repaired: int = 0
+    flags_lagged: int = 0
     by_workload: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     #: The part of the states of which qemu-img is asked, and whose recovery is cut short.
@@ -62,6 +63,7 @@ class Tally:
         self.asked_qemu += other.asked_qemu
         self.cut_short += other.cut_short
         self.repaired += other.repaired
+        self.flags_lagged += other.flags_lagged
         self.by_workload += other.by_workload
         self.findings += other.findings
 
@@ -179,12 +181,13 @@ def _judge(
 ) -> str | None:
     state = {name: StateFile(name, data) for name, data in files.items()}
     try:
-        repaired = judge(state, bench.disks, epoch.position, chance, seen)
+        verdict = judge(state, bench.disks, epoch.position, chance, seen)
     except Wrong as wrong:
         return str(wrong)
     except Exception:
         return "an exception escaped:\n" + traceback.format_exc()
-    tally.repaired += repaired
+    tally.repaired += verdict.repaired
+    tally.flags_lagged += verdict.flags_lagged
     return None
 
 

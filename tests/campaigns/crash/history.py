@@ -51,6 +51,7 @@ class Segment:
     damaged: bool = False
     unreadable: bool = False
     beyond_qemu: bool = False
+    flags_lag: bool = False
 
 
 class Candidate(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from imgtool.chain import OpenPolicy, Reference, Trust
 from imgtool.device import BlockDevice
@@ -46,16 +47,21 @@ class StateFile(MemoryStorage):
         """Stay open."""
 
 
+class Verdict(NamedTuple):
+    """What was seen on the way: how often an image was repaired, or its flags had lagged."""
+
+    repaired: bool
+    flags_lagged: bool
+
+
 def judge(
     files: Mapping[str, StateFile],
     disks: Iterable[Disk],
     position: int,
     chance: random.Random,
     seen: set[int] | None = None,
-) -> bool:
+) -> Verdict:
     """Raise :class:`Wrong` unless the state is one that may be at this place in the log.
-
-    Returns whether anything was repaired on the way.
 
     ``seen`` remembers disks that have been judged: one whose files, and what they may hold, are as
     they were once is passed over.
@@ -63,7 +69,7 @@ def judge(
     opener = RecordingOpener(
         policy=OpenPolicy(Trust.ANY), files=files, writable=True, secrets=SECRETS
     )
-    repaired = False
+    repaired = lagged = False
     marks = (
         {name: hash(file.getvalue()) for name, file in files.items()} if seen is not None else {}
     )
@@ -78,8 +84,10 @@ def judge(
             if mark in seen:
                 continue
             seen.add(mark)
-        repaired |= _Judgement(disk.layout, files, opener, candidates, chance).run()
-    return repaired
+        found = _Judgement(disk.layout, files, opener, candidates, chance).run()
+        repaired |= found.repaired
+        lagged |= found.flags_lagged
+    return Verdict(repaired, lagged)
 
 
 class _Judgement:
@@ -93,12 +101,13 @@ class _Judgement:
     ) -> None:
         self._layout, self._files, self._opener = layout, files, opener
         self._candidates, self._chance = candidates, chance
+        self._lagged = False
 
-    def run(self) -> bool:
+    def run(self) -> Verdict:
         absent = any(one.segment.shape is None for one in self._candidates)
         storage = self._files.get(self._layout.file)
         if absent and (storage is None or not self._opens(storage)):
-            return False
+            return Verdict(False, False)
         if storage is None:
             raise Wrong("the file is gone")
         repaired = self._prepare(storage)
@@ -119,7 +128,7 @@ class _Judgement:
                 raise Wrong("what was written afterwards reads differently")
         if self._chance.random() < _LASTING:
             self._open_again(reference, shape, expected)
-        return repaired
+        return Verdict(repaired, self._lagged)
 
     def _open_again(self, reference: Reference, shape: Shape, expected: bytes) -> None:
         with replace(self._opener, writable=False).reference(reference) as device:
@@ -180,6 +189,10 @@ class _Judgement:
             return
         result = check(device)
         if not (result.corruptions or result.check_errors):
+            return
+        lag = any(one.segment.flags_lag for one in self._candidates)
+        if lag and all("OFLAG_COPIED" in text or "Leaked" in text for text in result.messages):
+            self._lagged = True
             return
         raise Wrong(
             f"check finds {result.corruptions} corruptions, {result.check_errors} errors{when}: "

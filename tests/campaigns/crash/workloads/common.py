@@ -99,6 +99,7 @@ def snapshot(disk: Disk, kind: str, name: str, content: bytes | None = None) -> 
         f"snapshot {kind} {name}",
         lambda: run(disk.reference, name, opener=disk.bench.opener),
         content=content,
+        flags_lag=version_of(disk) < 3,
     )
 
 

@@ -327,10 +327,6 @@ def _changes() -> Iterator[Scenario]:
     yield Scenario("snapshot-create", shared, ("snapshot", "-c", "s3", "a.qcow2"), changed)
     yield Scenario("snapshot-apply", shared, ("snapshot", "-a", "s1", "a.qcow2"), changed)
     yield Scenario("snapshot-delete", shared, ("snapshot", "-d", "s1", "a.qcow2"), changed)
-    old = with_snapshots(cluster_size=4096, compat="0.10")
-    for option, name in (("-c", "s3"), ("-a", "s1"), ("-d", "s1")):
-        words = ("snapshot", option, name, "a.qcow2")
-        yield Scenario(f"snapshot-old{option}", old, words, changed)
     marked = with_bitmaps(cluster_size=4096)
     for name, words in {
         "add": ("--add", "a.qcow2", "three"),

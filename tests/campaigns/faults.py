@@ -10,19 +10,17 @@ is whole or removed.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import gc
 import os
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.campaigns.running import Tally, named, parser, scratch
 from tests.campaigns.scenarios import SCENARIOS, Scenario
-from tests.campaigns.workshop import Outcome, Tally, Workshop, Wrong
+from tests.campaigns.workshop import Outcome, Workshop, Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
 
 #: A case that takes longer than this many seconds hangs: the run ends with a traceback.
@@ -30,12 +28,6 @@ TIMEOUT = 120
 
 #: What may fail without the command failing: a hint to the host, or what was only read from.
 _HINTS = frozenset({"allocate", "seek", "copy", "reserve"})
-
-
-def scratch() -> Path:
-    """A new folder in memory, if the host has such, where flushes take no time."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="imgtool-", dir=place))
 
 
 def descriptors() -> int:
@@ -124,41 +116,27 @@ def sweep(
     tally = Tally()
     chance = random.Random(seed)
     for scenario in scenarios:
-        place = scratch() if folder is None else folder / scenario.name
-        try:
+        with scratch(folder and folder / scenario.name) as place:
             workshop = Workshop(scenario, place)
             for fault, for_ever, at in cases(workshop):
                 if chance.randrange(every):
                     continue
                 lasting = "for ever" if for_ever else "once"
                 tally.count(f"{scenario.subcommand} {fault} {lasting}")
-                try:
+                with tally.attempt(f"{scenario.name}: {fault} {lasting} at call {at}"):
                     qemu = not chance.randrange(20)
-                    note = try_case(workshop, fault, for_ever, at, qemu=qemu)
-                    tally.note(note)
-                except Exception as error:
-                    text = f"{scenario.name}: {fault} {lasting} at call {at}: "
-                    tally.failures.append(f"{text}{type(error).__name__}: {error}"[:500])
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+                    tally.note(try_case(workshop, fault, for_ever, at, qemu=qemu))
     return tally
 
 
 def main() -> int:
     """The long form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="try one case in N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which of them")
-    parser.add_argument("names", nargs="*", help="scenarios, by the beginning of their names")
-    chosen = parser.parse_args()
-    scenarios = [
-        scenario
-        for name, scenario in SCENARIOS.items()
-        if not chosen.names or name.startswith(tuple(chosen.names))
-    ]
-    tally = sweep(scenarios, every=chosen.every, seed=chosen.seed)
-    print(tally.report())
-    return 1 if tally.failures else 0
+    arguments = parser(__doc__)
+    arguments.add_argument("--every", type=int, default=1, metavar="N", help="try one case in N")
+    arguments.add_argument("names", nargs="*", help="scenarios, by the beginning of their names")
+    chosen = arguments.parse_args()
+    scenarios = named(SCENARIOS, chosen.names)
+    return sweep(scenarios, every=chosen.every, seed=chosen.seed).tell()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ its sectors, so that each sector tells which write it shows.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import random
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import imgtool
-from tests.campaigns.faults import TIMEOUT, scratch
+from tests.campaigns.faults import TIMEOUT
+from tests.campaigns.running import Tally, parser, scratch
 from tests.campaigns.scenarios import ANY, FAST, PASSWORD
-from tests.campaigns.workshop import Tally, Wrong
+from tests.campaigns.workshop import Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
 
 SECTOR = 512
@@ -183,32 +182,22 @@ def sweep(disk: str, folder: Path, *, every: int = 1, seed: int = 0) -> Tally:
                 lasting = "for ever" if for_ever else "once"
                 tally.count(f"{disk} {fault} {lasting}")
                 faulthandler.dump_traceback_later(TIMEOUT, exit=True)
-                try:
+                with tally.attempt(f"{disk}: {fault} {lasting} at call {at}"):
                     try_guest(folder, options, kind, fault, at, for_ever=for_ever, seed=seed)
-                except Exception as error:
-                    text = f"{disk}: {fault} {lasting} at call {at}: "
-                    tally.failures.append(f"{text}{type(error).__name__}: {error}"[:500])
-                finally:
-                    faulthandler.cancel_dump_traceback_later()
+                faulthandler.cancel_dump_traceback_later()
     return tally
 
 
 def main() -> int:
     """The long form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="try one case in N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    chosen = parser.parse_args()
-    bad = False
+    arguments = parser(__doc__)
+    arguments.add_argument("--every", type=int, default=1, metavar="N", help="try one case in N")
+    chosen = arguments.parse_args()
+    bad = 0
     for disk in DISKS:
-        place = scratch()
-        try:
-            tally = sweep(disk, place, every=chosen.every, seed=chosen.seed)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        print(tally.report(), flush=True)
-        bad |= bool(tally.failures)
-    return int(bad)
+        with scratch() as place:
+            bad |= sweep(disk, place, every=chosen.every, seed=chosen.seed).tell()
+    return bad
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ as well: exit status 130 and one line, and what it had made is gone.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.campaigns.faults import scratch
+from tests.campaigns.running import Tally, named, parser, scratch
 from tests.campaigns.scenarios import CHANGING, Scenario
-from tests.campaigns.workshop import Outcome, Tally, Workshop, Wrong
+from tests.campaigns.workshop import Outcome, Workshop, Wrong
 
 #: A command that has not ended so many seconds after it was told to hangs.
 TIMEOUT = 120
@@ -129,40 +127,27 @@ def campaign(
         times = kills * (index + 1) // len(scenarios) - kills * index // len(scenarios)
         if not times:
             continue
-        place = scratch() if folder is None else folder / scenario.name
-        try:
+        with scratch(folder and folder / scenario.name) as place:
             workshop = Workshop(scenario, place)
             most = 1.2 * duration(workshop)
             for _ in range(times):
                 tally.count(scenario.subcommand)
                 delay = chance.uniform(0, most)
-                try:
+                with tally.attempt(f"{scenario.name} after {delay * 1000:.1f} ms"):
                     tally.note(kill(workshop, delay, number, qemu=not chance.randrange(20)))
-                except Exception as error:
-                    text = f"{scenario.name} after {delay * 1000:.1f} ms: "
-                    tally.failures.append(f"{text}{type(error).__name__}: {error}"[:500])
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
     return tally
 
 
 def main() -> int:
     """The long form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--kills", type=int, default=1000, metavar="N", help="how often in all")
-    parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM", "HUP"))
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which moments")
-    parser.add_argument("names", nargs="*", help="scenarios, by the beginning of their names")
-    chosen = parser.parse_args()
-    scenarios = [
-        scenario
-        for name, scenario in CHANGING.items()
-        if not chosen.names or name.startswith(tuple(chosen.names))
-    ]
+    arguments = parser(__doc__)
+    arguments.add_argument("--kills", type=int, default=1000, metavar="N", help="how often in all")
+    arguments.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM", "HUP"))
+    arguments.add_argument("names", nargs="*", help="scenarios, by the beginning of their names")
+    chosen = arguments.parse_args()
+    scenarios = named(CHANGING, chosen.names)
     number = getattr(signal, f"SIG{chosen.signal}")
-    tally = campaign(scenarios, chosen.kills, number=number, seed=chosen.seed)
-    print(tally.report())
-    return 1 if tally.failures else 0
+    return campaign(scenarios, chosen.kills, number=number, seed=chosen.seed).tell()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ readers both do. Against qemu-io, too.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +21,8 @@ from pathlib import Path
 import imgtool
 from imgtool import InUse
 from imgtool.storage.file import FileStorage
-from tests.campaigns.faults import scratch
-from tests.campaigns.workshop import Tally, Wrong
+from tests.campaigns.running import Tally, parser, scratch
+from tests.campaigns.workshop import Wrong
 from tests.kit.tools import require_tool
 
 #: Nobody takes so many seconds to find out whether it may have a file.
@@ -146,29 +144,21 @@ def campaign(races: int, folder: Path, *, seed: int = 0) -> Tally:
         imgtool.create(path, "1M", format="qcow2")
         for _ in range(races):
             tally.count(kind)
-            try:
+            with tally.attempt(kind):
                 if kind == "qemu-io":
                     tally.note(f"{race_qemu(path, chance.uniform(0, 0.08))} won")
                 else:
                     race(kind, path)
-            except Exception as error:
-                tally.failures.append(f"{kind}: {type(error).__name__}: {error}")
     return tally
 
 
 def main() -> int:
     """The long form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--races", type=int, default=100, metavar="N", help="how many of each kind")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    chosen = parser.parse_args()
-    place = scratch()
-    try:
-        tally = campaign(chosen.races, place, seed=chosen.seed)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    print(tally.report())
-    return 1 if tally.failures else 0
+    arguments = parser(__doc__)
+    arguments.add_argument("--races", type=int, default=100, metavar="N", help="of each kind")
+    chosen = arguments.parse_args()
+    with scratch() as place:
+        return campaign(chosen.races, place, seed=chosen.seed).tell()
 
 
 if __name__ == "__main__":

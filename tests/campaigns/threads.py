@@ -10,11 +10,9 @@ held when it was taken, and a check finds nothing.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import itertools
 import random
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 
 import imgtool
 from imgtool import BlockDevice
-from tests.campaigns.faults import scratch
+from tests.campaigns.running import Tally, named, parser, scratch
 from tests.campaigns.scenarios import ANY, FAST, PASSWORD
 from tests.campaigns.workshop import Wrong
 
@@ -293,29 +291,21 @@ def hammer(kind: Kind, folder: Path, *, threads: int, operations: int, seed: int
 
 def main() -> int:
     """The long form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--operations", type=int, default=20_000, metavar="N", help="for each disk")
-    parser.add_argument("--threads", type=int, default=8, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("names", nargs="*", choices=[*KINDS, []], help="kinds of disk")
-    chosen = parser.parse_args()
-    bad, total = 0, 0
-    for kind in [KINDS[name] for name in chosen.names] or KINDS.values():
-        place = scratch()
-        try:
+    arguments = parser(__doc__)
+    arguments.add_argument("--operations", type=int, default=20_000, metavar="N", help="each disk")
+    arguments.add_argument("--threads", type=int, default=8, metavar="N")
+    arguments.add_argument("names", nargs="*", help="kinds of disk")
+    chosen = arguments.parse_args()
+    tally = Tally()
+    for kind in named(KINDS, chosen.names):
+        with tally.attempt(kind.name), scratch() as place:
             done = hammer(
                 kind, place, threads=chosen.threads, operations=chosen.operations, seed=chosen.seed
             )
             counts = ", ".join(f"{n} {what}" for what, n in sorted(done.counts.items()))
-            total += sum(done.counts.values())
             print(f"{kind.name}: {chosen.threads} threads: {counts}", flush=True)
-        except Exception as error:
-            bad += 1
-            print(f"FAILED {kind.name}: {type(error).__name__}: {error}", flush=True)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-    print(f"{total} operations in all")
-    return 1 if bad else 0
+            tally.cases[kind.name] = sum(done.counts.values())
+    return tally.tell()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,28 +62,6 @@ def look(path: Path, image: Image) -> View:
         with imgtool.open(path, format=image.format, snapshot=name, policy=ANY) as disk:
             snapshots[name] = disk.read_at(0, disk.size)
     return View(size, content, snapshots, bitmaps)
-
-
-@dataclass
-class Tally:
-    """What a campaign has tried and seen."""
-
-    cases: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def count(self, what: str) -> None:
-        self.cases[what] = self.cases.get(what, 0) + 1
-
-    def note(self, what: str) -> None:
-        self.notes[what] = self.notes.get(what, 0) + 1
-
-    def report(self) -> str:
-        lines = [f"{number:7} {what}" for what, number in sorted(self.cases.items())]
-        lines += [f"{sum(self.cases.values()):7} in all"]
-        lines += [f"{number:7} noted: {what}" for what, number in sorted(self.notes.items())]
-        lines += [f"FAILED {text}" for text in self.failures]
-        return "\n".join(lines)
 
 
 class Workshop:

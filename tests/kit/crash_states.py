@@ -53,7 +53,9 @@ def epochs(start: dict[str, bytes], log: Log, without: str | None = None) -> Ite
     """
     durable = {name: bytearray(data) for name, data in start.items()}
     pending: list[Change] = []
+    renamed: dict[str, str] = {}
     for position, change in enumerate(log.changes):
+        change = change._replace(file=renamed.get(change.file, change.file))
         if change.kind is not Kind.SYNC:
             pending.append(change)
             continue
@@ -61,7 +63,14 @@ def epochs(start: dict[str, bytes], log: Log, without: str | None = None) -> Ite
             continue
         yield Epoch(position, _frozen(durable), list(pending))
         for one in pending:
-            if one.file == change.file:
+            if one.kind is Kind.RENAME and one.file == change.file:
+                old, new = one.names
+                rename(durable, one)
+                renamed[old] = new
+                pending = [
+                    other._replace(file=new) if other.file == old else other for other in pending
+                ]
+            elif one.file == change.file:
                 apply(durable.setdefault(one.file, bytearray()), one)
         pending = [one for one in pending if one.file != change.file]
     yield Epoch(len(log.changes), _frozen(durable), pending)
@@ -115,16 +124,25 @@ def _noise(length: int) -> bytes:
     return (_GARBAGE * (length // len(_GARBAGE) + 1))[:length]
 
 
+def rename(files: dict[str, bytearray], change: Change) -> None:
+    """Let a RENAME reach the disk."""
+    old, new = change.names
+    files[new] = files.pop(old, bytearray())
+
+
 def build(epoch: Epoch, choice: Choice) -> dict[str, bytearray]:
     """The files of one state."""
     files = {name: bytearray(data) for name, data in epoch.durable.items()}
     tear = random.Random(choice.torn) if choice.torn else None
     for kept, change in zip(choice.kept, epoch.pending, strict=True):
-        if kept:
+        if kept and change.kind is not Kind.RENAME:
             apply(files.setdefault(change.file, bytearray()), change, tear, choice.garbage)
     if choice.length != "as written":
         for name, data in files.items():
             _set_length(epoch, choice, name, data)
+    for kept, change in zip(choice.kept, epoch.pending, strict=True):
+        if kept and change.kind is Kind.RENAME:
+            rename(files, change)
     return files
 
 

@@ -1,7 +1,8 @@
 """The recording store: files in memory that remember what a loss of power could leave of them.
 
 Every change is logged as the bytes that the sectors it touches hold afterwards: a disk writes whole
-sectors, and whoever changes part of one has the rest from the cache. Each fsync is logged with its
+sectors, and whoever changes part of one has the rest from the cache. New names are changes of the
+directory. Each fsync is logged with its
 place in the code, the *barrier* that it is part of, so that one can be taken away for a trial.
 """
 
@@ -14,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ from imgtool.units import align_down, align_up
 from tests.kit.faults import WrappedStorage
 
 SECTOR = 512
+
+#: What names are changes of: the directory that all files lie in.
+DIRECTORY = "/"
 
 #: Names of functions that only pass a flush on: the barrier is whoever called them.
 _PASSING = frozenset({"_barrier", "_flush"})
@@ -44,6 +48,7 @@ class Kind(enum.Enum):
     ZERO = "zero"
     PUNCH = "punch"
     LENGTH = "length"
+    RENAME = "rename"
     SYNC = "sync"
 
 
@@ -51,7 +56,8 @@ class Change(NamedTuple):
     """Something done to ``file``.
 
     ``data`` is what the sectors from ``offset`` on hold afterwards; for LENGTH, ``offset`` is the
-    new length. ``barrier`` names the place in the code that a SYNC is part of.
+    new length; for RENAME, ``data`` has the old name and the new one. ``barrier`` names the place
+    in the code that a SYNC is part of.
     """
 
     file: str
@@ -60,9 +66,17 @@ class Change(NamedTuple):
     data: bytes = b""
     barrier: str = ""
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The old name and the new one, of a RENAME."""
+        old, new = self.data.decode().split("\0")
+        return old, new
+
     def __str__(self) -> str:
         if self.kind is Kind.SYNC:
             return f"{self.file}: sync ({self.barrier})"
+        if self.kind is Kind.RENAME:
+            return "{}: rename to {}".format(*self.names)
         return f"{self.file}: {self.kind.value} {self.offset:#x}+{len(self.data):#x}"
 
 
@@ -72,6 +86,8 @@ class Log:
 
     changes: list[Change] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    #: Called before anything is done to a file, of whatever thread.
+    pause: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -110,17 +126,20 @@ class Recorder(WrappedStorage):
             self._log.changes.append(Change(self.file, kind, start, data))
 
     def write_at(self, offset: int, data: Any) -> None:
+        self._log.pause()
         with self._log.lock:
             super().write_at(offset, data)
             self._changed(Kind.WRITE, offset, memoryview(data).nbytes)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self._log.pause()
         with self._log.lock:
             super().write_zeroes(offset, length, unmap=unmap)
             self._changed(Kind.ZERO, offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole, as a host file does."""
+        self._log.pause()
         with self._log.lock:
             end = min(offset + length, self.inner.size())
             if offset < end:
@@ -128,6 +147,7 @@ class Recorder(WrappedStorage):
                 self._changed(Kind.PUNCH, offset, end - offset)
 
     def truncate(self, size: int) -> None:
+        self._log.pause()
         with self._log.lock:
             if self.fixed:
                 if size > self.inner.size():
@@ -144,12 +164,30 @@ class Recorder(WrappedStorage):
                 self.truncate(offset + length)
 
     def flush(self) -> None:
+        self._log.pause()
         with self._log.lock:
             barrier = _barrier_here() + (" [data]" if self.file == "data" else "")
             self._log.changes.append(Change(self.file, Kind.SYNC, barrier=barrier))
 
     def close(self) -> None:
         """Leave the file to whoever opens it next."""
+
+
+class Directory:
+    """The directory of the files of a recording. A file is logged under the name it began with."""
+
+    def __init__(self, log: Log, files: dict[str, Recorder]) -> None:
+        self._log, self._files = log, files
+
+    def replace(self, old: str, new: str) -> None:
+        """Give a file the name, and the place, of another."""
+        old, new = (path.rsplit("/", 1)[-1] for path in (old, new))
+        self._files[new] = self._files.pop(old)
+        self._log.changes.append(Change(DIRECTORY, Kind.RENAME, data=f"{old}\0{new}".encode()))
+
+    def flush(self, path: str) -> None:
+        """Make names durable."""
+        self._log.changes.append(Change(DIRECTORY, Kind.SYNC, barrier=_barrier_here()))
 
 
 @dataclass(frozen=True)

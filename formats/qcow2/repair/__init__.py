@@ -190,7 +190,6 @@ class _Repair:
                 self._storage, self._header, self._snapshots, repair.fresh
             )
             self._snapshots = read_snapshots(self._storage, self._header)
-        self._storage.flush()
         state, tables = self._walk(Findings(CheckResult()))
         state.findings = self._findings
         if self._header.snapshots_offset != old_header.snapshots_offset:

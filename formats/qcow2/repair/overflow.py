@@ -2,7 +2,9 @@
 
 With refcounts of one bit, two guest clusters cannot share a host cluster at all. Those beyond what
 can be counted get copies: first L2 tables, whose entries count once for each L1 entry that names
-the table, then data. What copies may take is bounded; what is left then is reported.
+the table, then data. A copy is durable before anything names it; that it is named may come later,
+with the refcounts: a repair that is cut short begins anew. What copies may take is bounded; what is
+left then is reported.
 """
 
 from __future__ import annotations
@@ -72,7 +74,6 @@ class Split:
         self._split_l1(header.l1_table_offset, header.l1_size)
         for snapshot in snapshots:
             self._split_l1(snapshot.l1_table_offset, snapshot.l1_size)
-        self._state.storage.flush()
 
     def _split_l1(self, offset: int, entries: int) -> None:
         for start in range(0, entries, _STEP):
@@ -113,7 +114,6 @@ class Split:
                 table[entries.position * step] = words
                 self._state.storage.flush()
                 self._state.storage.write_at(offset, table_bytes(table))
-        self._state.storage.flush()
 
     def _split_plain(self, entries: Entries, words: Words, weight: int) -> None:
         places = np.flatnonzero(entries.mapped)

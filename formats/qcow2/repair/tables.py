@@ -2,7 +2,9 @@
 
 A table is changed in place only if nothing else lies in its cluster. Otherwise a mended copy goes
 behind the end of the file: what else refers to the cluster, a guest's data perhaps, keeps it as it
-is. The order of writes: tables that stay, then copies of those that move, then what names them.
+is. The order of writes: L2 tables that stay, copies of those that move, L1 tables that stay, copies
+of those that move. Each of the first three is durable before the next begins: an entry that names
+what is past the end of the file must be gone before anything else is put there.
 """
 
 from __future__ import annotations
@@ -116,8 +118,17 @@ class TableRepair:
         self.fresh.avoid(self._named_behind(self._own[crowded]))
         self._move(self._own[crowded], self._own_weights[crowded])
         self._storage.flush()
-        header = self._repair_active()
-        return header, [self._repair_snapshot(snapshot) for snapshot in snapshots]
+        moves = self._active_crowded()
+        header = self._state.header
+        if not moves:
+            self._mend_l1_in_place(header.l1_table_offset, header.l1_size)
+        for snapshot in snapshots:
+            if not self._snapshot_crowded(snapshot):
+                self._mend_l1_in_place(snapshot.l1_table_offset, self._snapshot_held(snapshot))
+        self._storage.flush()
+        if moves:
+            header = self._move_active()
+        return header, [self._move_snapshot(snapshot) for snapshot in snapshots]
 
     def _named_behind(self, crowded: NDArray[np.int64]) -> set[int]:
         """Clusters past the end of the file that are named by what is not mended where it lies.
@@ -162,12 +173,8 @@ class TableRepair:
             mended[moves] = self._to[places[moves]]
         return mended
 
-    def _repair_active(self) -> Header:
+    def _move_active(self) -> Header:
         header = self._state.header
-        if not self._active_crowded():
-            self._mend_l1_in_place(header.l1_table_offset, header.l1_size)
-            self._storage.flush()
-            return header
         words = np.zeros(header.l1_size, np.uint64)
         held = self._held(header.l1_table_offset, header.l1_size)
         words[:held] = self._mend_l1(self._state.read_table(header.l1_table_offset, held))
@@ -186,19 +193,25 @@ class TableRepair:
             if not np.array_equal(mended, words):
                 self._storage.write_at(place, table_bytes(mended))
 
-    def _repair_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Mend a snapshot's L1 table; one that can't be read becomes one without entries."""
-        offset = snapshot.l1_table_offset
-        entries = 0 if self._tables.fault(snapshot) else self._held(offset, snapshot.l1_size)
+    def _snapshot_held(self, snapshot: Snapshot) -> int:
+        """How many entries of a snapshot's L1 table can be read."""
+        if self._tables.fault(snapshot):
+            return 0
+        return self._held(snapshot.l1_table_offset, snapshot.l1_size)
+
+    def _snapshot_crowded(self, snapshot: Snapshot) -> bool:
+        return self._shared(snapshot.l1_table_offset, self._snapshot_held(snapshot) * 8)
+
+    def _move_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot with its L1 table where it is mended; one without entries has none."""
+        offset, entries = snapshot.l1_table_offset, self._snapshot_held(snapshot)
         if not entries:
             return snapshot._replace(l1_table_offset=0, l1_size=0)
-        if not self._shared(offset, entries * 8):
-            self._mend_l1_in_place(offset, entries)
-            return snapshot._replace(l1_size=entries)
-        words = self._state.read_table(offset, entries)
-        mended = self._mend_l1(words)
-        if not np.array_equal(mended, words):
-            offset = self.fresh.place(table_bytes(mended))
+        if self._snapshot_crowded(snapshot):
+            words = self._state.read_table(offset, entries)
+            mended = self._mend_l1(words)
+            if not np.array_equal(mended, words):
+                offset = self.fresh.place(table_bytes(mended))
         return snapshot._replace(l1_table_offset=offset, l1_size=entries)
 
 

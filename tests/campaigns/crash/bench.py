@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import random
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,13 +16,18 @@ import numpy as np
 
 from imgtool.chain import OpenPolicy, Reference, Trust
 from imgtool.device import BlockDevice
+from imgtool.formats.qcow2.repair import repair
+from imgtool.ops import compact
 from imgtool.ops.bitmap import Action, Change, change_bitmap
 from imgtool.ops.create import create
 from imgtool.secrets import Secret, Secrets
+from imgtool.storage.base import Storage
 from imgtool.storage.file import FileStorage
-from tests.campaigns.crash.history import History, Segment
+from imgtool.storage.memory import MemoryStorage
+from tests.campaigns.crash.history import History, Segment, Shape
 from tests.campaigns.crash.observe import Layout, shape_of
-from tests.kit.recording import SECTOR, Log, Recorder, RecordingOpener
+from tests.kit.crash_states import Choice
+from tests.kit.recording import SECTOR, Directory, Log, Recorder, RecordingOpener
 
 SECRETS = Secrets({"key": Secret(b"secret")})
 
@@ -96,7 +104,7 @@ class Bench:
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
-        """Let new files be made on the bench, and those that are there be emptied."""
+        """Let new files be made on the bench, and those that are there be emptied or replaced."""
 
         def make(path: str, **how: object) -> Recorder:
             name = path.rsplit("/", 1)[-1]
@@ -106,7 +114,14 @@ class Bench:
             made.truncate(0)
             return made
 
-        with mock.patch.object(FileStorage, "create", make):
+        directory = Directory(self.log, self.files)
+        tokens = (f"{number:08x}" for number in itertools.count(len(self.log)))
+        with (
+            mock.patch.object(FileStorage, "create", make),
+            mock.patch.object(os, "replace", directory.replace),
+            mock.patch.object(compact, "_sync_directory", directory.flush),
+            mock.patch.object(secrets, "token_hex", side_effect=tokens),
+        ):
             yield
 
     def disk(self, layout: Layout, size: int, content: bytes) -> Disk:
@@ -133,6 +148,14 @@ class Bench:
         for disk in self.disks:
             disk.reset()
 
+    def possible(self, choice: Choice) -> Choice:
+        """A choice of a state, without what these files rule out."""
+        if self.plain:
+            choice = choice._replace(length="as written")
+        if self.plain or not self.garbage:
+            choice = choice._replace(garbage=False)
+        return choice
+
     def note(self, text: str) -> None:
         """Remember what is being done, for whoever has to find out what went wrong."""
         self.notes.append(f"{len(self.log):4} {text}")
@@ -147,6 +170,10 @@ class Disk:
         self.bench, self.layout = bench, layout
         #: The flags of its tables may lag behind its refcounts all along.
         self.flags_lag = flags_lag
+        #: Parts of it cannot be read before it is repaired.
+        self.unreadable = False
+        #: QEMU's repair would leave some of its damage.
+        self.beyond_qemu = False
         self.content = bytearray(content)
         self.history = History()
         self.baselines: dict[str, bytes] = {}
@@ -182,21 +209,32 @@ class Disk:
     def _segment(self) -> Segment:
         return Segment(None, [], baselines=dict(self.baselines), flags_lag=self.flags_lag)
 
-    def _observe(self) -> None:
+    def look(self) -> tuple[bytes, Shape]:
+        """What it holds and is, or what repair would make of it if it is unreadable."""
+        files: dict[str, Storage] = dict(self.bench.files)
+        if self.unreadable:
+            mended = MemoryStorage(self.bench.files[self.layout.file].getvalue())
+            repair(mended, "all")
+            files[self.layout.file] = mended
         opener = replace(self.bench.opener, writable=False)
-        with opener.reference(self.reference) as device:
-            found = device.read_at(0, device.size)
-            shape = shape_of(device, self.reference, opener)
+        reference = self.layout.reference(files)
+        with opener.reference(reference) as device:
+            return device.read_at(0, device.size), shape_of(device, reference, opener)
+
+    def _observe(self) -> None:
+        found, self.history.last.shape = self.look()
         assert found == bytes(self.content), f"{self.layout.file} does not hold what was written"
-        self.history.last.shape = shape
 
     # Guest writes
 
     @property
     def device(self) -> BlockDevice:
         """The disk, open for writing."""
-        if self._device is None:
-            self._device = self.bench.opener.reference(self.reference)
+        return self._device or self.open()
+
+    def open(self) -> BlockDevice:
+        """Open the disk for writing."""
+        self._device = self.bench.opener.reference(self.reference)
         return self._device
 
     def _put(self, offset: int, data: bytes) -> None:
@@ -205,12 +243,16 @@ class Disk:
             self.history.last.tracking = True
             self.history.change(len(self.bench.log), bytes(self.content))
 
-    def write(self, offset: int, length: int, data: bytes | None = None) -> None:
-        """Write something new."""
+    def announce(self, offset: int, length: int, data: bytes | None = None) -> bytes:
+        """Return something new that is about to be written."""
         self.bench.note(f"{self.layout.file}: write {offset:#x}+{length:#x}")
         data = self.bench.stamp(length) if data is None else data
         self._put(offset, data)
-        self.device.write_at(offset, data)
+        return data
+
+    def write(self, offset: int, length: int, data: bytes | None = None) -> None:
+        """Write something new."""
+        self.device.write_at(offset, self.announce(offset, length, data))
 
     def zero(self, offset: int, length: int, *, unmap: bool = False) -> None:
         self.bench.note(f"{self.layout.file}: zero {offset:#x}+{length:#x} unmap={unmap}")
@@ -287,6 +329,8 @@ class Disk:
         before.tracking |= tracking
         before.flags_lag |= flags_lag
         before.damaged |= damaged
+        before.unreadable |= self.unreadable
+        before.beyond_qemu |= self.beyond_qemu
         if content is not None:
             # What is cut off and grows back is new: no bitmap knows what was there (as in QEMU).
             kept = self.baselines.items()
@@ -297,6 +341,7 @@ class Disk:
         self.history.last.flags_lag |= flags_lag
         self.history.change(len(self.bench.log), bytes(self.content))
         run()
+        self.unreadable = self.beyond_qemu = False
         self._observe()
         self.history.promise(len(self.bench.log))
 

@@ -68,6 +68,14 @@ class Tally:
         self.findings += other.findings
 
 
+@dataclass
+class _Seen:
+    """What a recording has been through: states as a whole, and disks within them."""
+
+    states: set[int] = field(default_factory=set)
+    disks: set[int] = field(default_factory=set)
+
+
 def record(workload: str, seed: int) -> Bench:
     """Run a workload, and return the bench with all that happened."""
     bench = Bench(seed)
@@ -101,7 +109,7 @@ def try_states(
         reason = "the recording itself failed:\n" + traceback.format_exc()
         return Tally(findings=[Finding(workload, seed, reason, 0, Choice(()))], recordings=1)
     tally = Tally(recordings=1, qemu_share=qemu_share, recovery_share=recovery_share)
-    seen: set[int] = set()
+    seen = _Seen()
     found = list(epochs(bench.start_files, bench.log, without))
     if without is not None:
         found = [epoch for epoch in found if _spans(bench, epoch, found, without)]
@@ -132,27 +140,24 @@ def _try_epoch(
     epoch: Epoch,
     number: int,
     share: int,
-    seen: set[int],
+    seen: _Seen,
 ) -> None:
     chance = random.Random(seed * 1000 + number)
     tried = stale = 0
     for choice in choices(epoch, chance.randrange(1 << 30), share * 8):
-        if bench.plain:
-            choice = choice._replace(length="as written")
-        if bench.plain or not bench.garbage:
-            choice = choice._replace(garbage=False)
+        choice = bench.possible(choice)
         files = build(epoch, choice)
         mark = hash(tuple((name, bytes(data)) for name, data in sorted(files.items())))
-        if mark in seen:
+        if mark in seen.states:
             stale += 1
             if stale > _PATIENCE:
                 return
             continue
         stale = 0
-        seen.add(mark)
+        seen.states.add(mark)
         tally.states += 1
         tried += 1
-        reason = _judge(tally, bench, files, epoch, chance)
+        reason = _judge(tally, bench, files, epoch, chance, seen.disks)
         if reason is None:
             reason = _look_twice(tally, bench, epoch, choice, chance)
         if reason is not None:
@@ -172,10 +177,11 @@ def _judge(
     files: dict[str, bytearray],
     epoch: Epoch,
     chance: random.Random,
+    seen: set[int],
 ) -> str | None:
     state = {name: StateFile(name, data) for name, data in files.items()}
     try:
-        verdict = judge(state, bench.disks, epoch.position, chance)
+        verdict = judge(state, bench.disks, epoch.position, chance, seen)
     except Wrong as wrong:
         return str(wrong)
     except Exception:
@@ -195,7 +201,7 @@ def _look_twice(
         if reason is not None:
             return reason
     if chance.random() < tally.recovery_share:
-        tried, reason = cut_short(bench.disks, build(epoch, choice), epoch.position, chance)
+        tried, reason = cut_short(bench, build(epoch, choice), epoch.position, chance)
         tally.cut_short += tried
         tally.states += tried
         return reason

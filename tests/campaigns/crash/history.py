@@ -39,7 +39,9 @@ class Segment:
     ``contents`` are what the guest would see after each write, with the place in the log where it
     began. A segment without a shape is that of no image: the file opens as nothing.
     ``baselines`` say what the disk held when a bitmap was clean; with ``tracking`` bitmaps may be
-    marked as not to be trusted. ``damaged`` images want repair before they are judged.
+    marked as not to be trusted. ``damaged`` images want repair before they are judged;
+    parts of ``unreadable`` ones cannot be read until then, and from those ``beyond_qemu`` QEMU's
+    repair does not take all of the damage.
     """
 
     shape: Shape | None
@@ -47,6 +49,8 @@ class Segment:
     baselines: dict[str, bytes] = field(default_factory=dict)
     tracking: bool = False
     damaged: bool = False
+    unreadable: bool = False
+    beyond_qemu: bool = False
     flags_lag: bool = False
 
 
@@ -72,20 +76,23 @@ class History:
         """Another shape is on its way."""
         self.segments.append(segment)
 
-    def change(self, position: int, content: bytes) -> None:
-        """A write is on its way."""
+    def change(self, position: int, content: bytes) -> int:
+        """A write is on its way. Returns its number, for :meth:`promise`."""
         self.last.contents.append((position, content))
+        return len(self.last.contents) - 1
 
-    def promise(self, position: int) -> None:
-        """The newest contents have been acknowledged as durable."""
-        self._promises.append((position, len(self.segments) - 1, len(self.last.contents) - 1))
+    def promise(self, position: int, number: int | None = None) -> None:
+        """The newest contents, or those of this number, have been acknowledged as durable."""
+        newest = len(self.last.contents) - 1
+        segment = len(self.segments) - 1
+        self._promises.append((position, segment, newest if number is None else number))
 
     def candidates(self, position: int) -> list[Candidate]:
         """What a state at this place in the log may be."""
         first, oldest = 0, 0
         for promised, segment_index, content_index in self._promises:
             if promised <= position:
-                first, oldest = segment_index, content_index
+                first, oldest = max((first, oldest), (segment_index, content_index))
         found = []
         for index in range(first, len(self.segments)):
             segment = self.segments[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -55,16 +55,35 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    files: dict[str, Storage], disks: Iterable[Disk], position: int, chance: random.Random
+    files: Mapping[str, StateFile],
+    disks: Iterable[Disk],
+    position: int,
+    chance: random.Random,
+    seen: set[int] | None = None,
 ) -> Verdict:
-    """Raise :class:`Wrong` unless the state is one that may be at this place in the log."""
+    """Raise :class:`Wrong` unless the state is one that may be at this place in the log.
+
+    ``seen`` remembers disks that have been judged: one whose files, and what they may hold, are as
+    they were once is passed over.
+    """
     opener = RecordingOpener(
         policy=OpenPolicy(Trust.ANY), files=files, writable=True, secrets=SECRETS
     )
     repaired = lagged = False
+    marks = (
+        {name: hash(file.getvalue()) for name, file in files.items()} if seen is not None else {}
+    )
     # What lies on top goes first: writing to a backing image changes what it shows.
-    for disk in reversed(list(disks)):
+    for number, disk in reversed(list(enumerate(disks))):
         candidates = disk.history.candidates(position)
+        if seen is not None:
+            held = [marks.get(name) for name in disk.layout.files or sorted(files)]
+            # All contents are kept for as long as the recording is, so that they can be told apart.
+            allowed = [(id(one.contents[0]), len(one.contents)) for one in candidates]
+            mark = hash((number, *held, *allowed))
+            if mark in seen:
+                continue
+            seen.add(mark)
         found = _Judgement(disk.layout, files, opener, candidates, chance).run()
         repaired |= found.repaired
         lagged |= found.flags_lagged
@@ -75,7 +94,7 @@ class _Judgement:
     def __init__(
         self,
         layout: Layout,
-        files: dict[str, Storage],
+        files: Mapping[str, Storage],
         opener: RecordingOpener,
         candidates: list[Candidate],
         chance: random.Random,
@@ -89,7 +108,8 @@ class _Judgement:
         storage = self._files.get(self._layout.file)
         if absent and (storage is None or not self._opens(storage)):
             return Verdict(False, False)
-        assert storage is not None
+        if storage is None:
+            raise Wrong("the file is gone")
         repaired = self._prepare(storage)
         reference = self._layout.reference(self._files)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +32,17 @@ class Layout:
         self.file, self.format = file, format
         self.backing, self.data_file = backing, data_file
         self.standalone = standalone and not follows_names
+        self.follows_names = follows_names
 
-    def reference(self, files: dict[str, Storage]) -> Reference:
+    @property
+    def files(self) -> list[str]:
+        """The files that it takes; none are told if it follows the names in them."""
+        if self.follows_names:
+            return []
+        below = [] if self.backing is None else self.backing.files
+        return [self.file, *([] if self.data_file is None else [self.data_file]), *below]
+
+    def reference(self, files: Mapping[str, Storage]) -> Reference:
         """The image as it is opened among ``files``."""
         children: dict[str, Any] = {}
         if self.backing is not None:

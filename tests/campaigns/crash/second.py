@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from imgtool.errors import ImageError
@@ -30,8 +29,8 @@ def qemu_disagrees(
         for disk in disks:
             segments = [one.segment for one in disk.history.candidates(position)]
             encrypted = bool(disk.layout.options)
-            absent = any(segment.shape is None for segment in segments)
-            if disk.layout.format != "qcow2" or encrypted or absent:
+            beyond = any(segment.shape is None or segment.beyond_qemu for segment in segments)
+            if disk.layout.format != "qcow2" or encrypted or beyond:
                 continue
             data = files[disk.layout.file]
             marked = data[7] >= 3 and data[79] & 1
@@ -48,27 +47,27 @@ def qemu_disagrees(
 
 
 def cut_short(
-    disks: Iterable[Disk], files: Mapping[str, bytearray], position: int, chance: random.Random
+    first: Bench, files: Mapping[str, bytearray], position: int, chance: random.Random
 ) -> tuple[int, str | None]:
     """Open what a state is, write a little, and lose power on the way once more.
 
     Returns how many states were tried, and what is wrong with the last one.
     """
     bench = Bench(chance.randrange(1 << 30))
+    bench.plain, bench.garbage = first.plain, first.garbage
     for name, data in files.items():
         bench.file(name, bytes(data))
     damaged = False
-    for disk in disks:
+    for disk in first.disks:
         candidates = disk.history.candidates(position)
         damaged |= any(one.segment.damaged for one in candidates)
         if any(one.segment.shape is None for one in candidates):
             return 0, None
         lag = any(one.segment.flags_lag for one in candidates)
-        with replace(bench.opener, writable=False).reference(
-            disk.layout.reference(dict(bench.files))
-        ) as device:
-            content = device.read_at(0, device.size)
-        bench.disks.append(Disk(bench, disk.layout, content, flags_lag=lag))
+        again = Disk(bench, disk.layout, b"", flags_lag=lag)
+        again.unreadable = any(one.segment.unreadable for one in candidates)
+        again.content[:], _ = again.look()
+        bench.disks.append(again)
     bench.start()
     again = bench.disks[-1]
     try:
@@ -88,10 +87,11 @@ def cut_short(
     tried = 0
     for epoch in epochs(bench.start_files, bench.log):
         for choice in choices(epoch, chance.randrange(1 << 30), _SECOND_STATES):
-            state = {name: StateFile(name, data) for name, data in build(epoch, choice).items()}
+            files = build(epoch, bench.possible(choice))
+            state = {name: StateFile(name, data) for name, data in files.items()}
             tried += 1
             try:
-                judge(dict(state), bench.disks, epoch.position, chance)
+                judge(state, bench.disks, epoch.position, chance)
             except Wrong as wrong:
                 return tried, f"recovery, cut short: {wrong}"
     return tried, None

@@ -8,7 +8,7 @@ memory by its length, so there the references themselves are kept, sorted.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,12 +64,16 @@ class Tally(abc.ABC):
         """The counts of clusters anywhere."""
 
     @abc.abstractmethod
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
-        """The clusters with more than ``limit`` references, in order, with their counts."""
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
+        """The clusters with more than ``limit`` references, in order, and their counts."""
 
     @abc.abstractmethod
     def touched(self, unit: int) -> NDArray[np.int64]:
         """The numbers, in order, of all units of ``unit`` clusters that may have references."""
+
+    @abc.abstractmethod
+    def clear(self) -> None:
+        """Let go of all that was counted: it is asked for no more."""
 
     def mark_run(self, first: int, count: int, mark: int) -> None:
         """Note that entries with (or without) COPIED name these clusters."""
@@ -123,17 +127,20 @@ class DenseTally(Tally):
     def of(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
         return self._counts[clusters].astype(np.uint64)
 
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
         if limit >= np.iinfo(self._counts.dtype).max:
-            return
-        for cluster in np.flatnonzero(self._counts > limit).tolist():
-            yield cluster, int(self._counts[cluster])
+            return np.empty(0, np.int64), np.empty(0, np.uint64)
+        clusters = np.flatnonzero(self._counts > limit)
+        return clusters, self._counts[clusters]
 
     def touched(self, unit: int) -> NDArray[np.int64]:
         whole = len(self._counts) // unit
         found = self._counts[: whole * unit].reshape(whole, unit).any(axis=1)
         rest = self._counts[whole * unit :].any()
         return np.flatnonzero(np.append(found, rest)).astype(np.int64)
+
+    def clear(self) -> None:
+        self._counts, self._marks = self._counts[:0].copy(), self._marks[:0].copy()
 
     def mark_run(self, first: int, count: int, mark: int) -> None:
         self._marks[first : first + count] |= mark
@@ -218,14 +225,18 @@ class SparseTally(Tally):
             found[places] == clusters, np.append(self._counts, np.uint64(0))[places], np.uint64(0)
         )
 
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
         self._settle()
-        for index in np.flatnonzero(self._counts > np.uint64(limit)).tolist():
-            yield int(self._found[index]), int(self._counts[index])
+        places = np.flatnonzero(self._counts > np.uint64(limit))
+        return self._found[places], self._counts[places]
 
     def touched(self, unit: int) -> NDArray[np.int64]:
         self._settle()
         return np.unique(self._found // unit)
+
+    def clear(self) -> None:
+        self._found, self._counts = np.empty(0, np.int64), np.empty(0, np.uint64)
+        self._pending, self._waiting = [], 0
 
 
 def new_tally(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imgtool import registry
+from imgtool.budget import Budget
 from imgtool.chain import Opener, Reference, Source
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError, ReadOnly
@@ -48,6 +49,8 @@ class CreatePlan:
     size: int
     options: Mapping[str, Any]
     given: Mapping[str, object] = field(default_factory=dict)
+    #: What the image may cost while it is made.
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def name(self) -> str:
@@ -80,7 +83,8 @@ def plan_create(
     ``backing_file`` is relative to the new image's directory and needs ``backing_format``; it is
     opened and must be an image of that format, unless ``unsafe``. ``options`` are the format's.
 
-    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
+    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`; a disk that is
+    larger than the opener's budget allows is :class:`~imgtool.errors.OverBudget`.
     """
     where = _place(target)
     given = dict(options or {})
@@ -140,7 +144,8 @@ def _plan(
         wanted = backing_size
     if wanted is None:
         raise BadOption("Image creation needs a size parameter")
-    return CreatePlan(target, chosen, wanted, options, given)
+    opener.budget.check_virtual_size(wanted, target if isinstance(target, str) else target.name)
+    return CreatePlan(target, chosen, wanted, options, given, opener.budget)
 
 
 def _with_secrets(format: Format, options: dict[str, Any], secrets: Secrets) -> dict[str, Any]:
@@ -177,7 +182,12 @@ def _check_backing(
         raise BadOption("An image cannot be its own backing file")
     # Only its size is read: no guest that writes to it can upset that, and it needs no secret.
     reading = Opener(
-        policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache, contents=False
+        policy=opener.policy,
+        share=True,
+        lock=opener.lock,
+        cache=opener.cache,
+        contents=False,
+        budget=opener.budget,
     )
     try:
         if recorded is None:
@@ -236,6 +246,7 @@ def begin(
         try:
             plan.format.judge_options(plan.size, plan.options)
             storage = _make(plan, plan.target, undo, cache, lock)
+            storage.account = plan.budget.account(storage.name)
             data = None
             if plan.options.get("data_file") is not None:
                 path = beside(plan.target, plan.options["data_file"])

@@ -196,9 +196,11 @@ class _Repair:
         Later something may have been written already.
         """
         later = replace(state, charge=Charges(self._storage))
-        RefcountCheck(later)
-        later.charge(memory_to_split(state) + memory_to_rebuild(state))
-        later.charge.release()
+        try:
+            RefcountCheck(later)
+            later.charge(memory_to_split(state) + memory_to_rebuild(state))
+        finally:
+            later.charge.release()
 
     def _walk(self, findings: Findings) -> tuple[State, L1Check]:
         state = new_state(self._storage, self._header, findings)

@@ -25,7 +25,7 @@ COPIED_MARK, UNCOPIED_MARK = 1, 2
 
 _BYTES_PER_CLUSTER = 3
 #: Of a reference that is kept, while it is sorted in.
-_BYTES_PER_REFERENCE = 48
+_BYTES_PER_REFERENCE = 64
 _MOST_IN_16_BITS = 0xFFFF
 #: Up to here an array is taken whatever the file stores.
 _ALWAYS_DENSE_BYTES = 96 << 20
@@ -98,27 +98,32 @@ class DenseTally(Tally):
         self._marks = np.zeros(clusters, np.uint8)
         #: No count can be higher.
         self._bound = 0
+        #: What the counters can hold.
+        self._most = _MOST_IN_16_BITS
 
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
         self._bound += weight
         counts = self._counts[first : first + count]
-        if self._bound > _MOST_IN_16_BITS and self._make_room(counts, weight):
+        if self._bound > self._most and self._make_room(counts, weight):
             counts = self._counts[first : first + count]
         counts += weight
 
     def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
         if len(clusters):
             self._bound += weight * len(clusters)
-            if self._bound > _MOST_IN_16_BITS:
+            if self._bound > self._most:
                 self._make_room(self._counts[clusters], weight * len(clusters))
             np.add.at(self._counts, clusters, weight)
 
     def _make_room(self, counts: NDArray[Any], more: int) -> bool:
         """Take wider counters if ``more`` do not fit the present ones; say whether that was so."""
-        if counts.dtype != np.uint16 or int(counts.max()) + more <= _MOST_IN_16_BITS:
+        highest = int(counts.max()) + more
+        if highest <= self._most:
             return False
-        self._charge(len(self._counts) * np.dtype(np.uint64).itemsize)
-        self._counts = self._counts.astype(np.uint64)
+        wider = np.dtype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
+        self._charge(len(self._counts) * wider.itemsize)
+        self._counts = self._counts.astype(wider)
+        self._most = int(np.iinfo(wider).max)
         return True
 
     def window(self, first: int, count: int) -> Counts:

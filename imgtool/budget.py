@@ -27,7 +27,7 @@ class Budget:
 
     ``max_work`` bounds the walks through tables by which a disk is mapped, checked or repaired, in
     steps: one for each KiB of tables that is looked at, and one for each extent that comes of it.
-    Steps are never given back, so a budget is for one job then. A step takes microseconds at most.
+    Steps are never given back, so a budget is for one job then. A step takes some microseconds.
     What a guest reads and writes is no part of it.
 
     Raises ``ValueError`` for limits below zero.

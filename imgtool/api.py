@@ -3,8 +3,9 @@
 Each takes an image as a path, an open :class:`~imgtool.storage.base.Storage`, a binary file
 object, or a :class:`~imgtool.chain.Reference` where more has to be said. Files that images name
 are opened as the ``policy`` allows: without one, as ``IMGTOOL_TRUST`` in the environment says, and
-else inside the directory of the image that names them. Where there is a ``budget``, opening what
-is larger, or needs more memory, raises :class:`~imgtool.errors.OverBudget`.
+else inside the directory of the image that names them. Each takes a ``budget`` but for
+``inspect``, whose work is bounded: what is larger, or needs more memory or work, raises
+:class:`~imgtool.errors.OverBudget`.
 
 All raise :class:`~imgtool.errors.ImageError` for what is wrong with an image or a request, and
 ``OSError`` for what the host refuses. A ``password`` unlocks every encrypted image of the chain.
@@ -79,6 +80,7 @@ def create(
     unsafe: bool = False,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     **options: object,
 ) -> None:
     """Create an image of ``size`` bytes (or ``"10G"``), by default that of its backing image.
@@ -101,7 +103,7 @@ def create(
         backing_format=backing_format,
         unsafe=unsafe,
         options=options,
-        opener=_opener(policy, password=password),
+        opener=_opener(policy, budget=budget, password=password),
     )
 
 
@@ -403,6 +405,7 @@ def resize(
     preallocation: Literal["off", "metadata", "falloc", "full"] = "off",
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
 ) -> int:
     """Give a disk another virtual size, and return it in bytes.
 
@@ -417,7 +420,7 @@ def resize(
         size,
         shrink=shrink,
         preallocation=preallocation,
-        opener=_opener(policy, password=password),
+        opener=_opener(policy, budget=budget, password=password),
     )
 
 
@@ -430,6 +433,7 @@ def commit(
     rate_limit: int | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     cache: str = "writeback",
     progress: Progress | None = None,
 ) -> None:
@@ -445,7 +449,7 @@ def commit(
         base=None if base is None else os.fspath(base),
         drop=drop,
         rate_limit=rate_limit,
-        opener=_opener(policy, cache=cache, password=password),
+        opener=_opener(policy, budget=budget, cache=cache, password=password),
         progress=progress,
     )
 
@@ -456,8 +460,9 @@ def compact(
     *,
     format: str | None = None,
     compress: bool | None = None,
-    policy: OpenPolicy | None = None,
     password: Password = None,
+    policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> Compaction:
     """Give the host back what an image holds that is zeros, unused or lost; return the figures.
@@ -469,13 +474,14 @@ def compact(
     from imgtool.ops.compact import compact, compact_into
 
     image = _reference(source, format, {})
+    opener = _opener(policy, budget=budget, password=password)
     if target is None:
-        return compact(image, opener=_opener(policy, password=password), progress=progress)
+        return compact(image, opener=opener, progress=progress)
     return compact_into(
         image,
         os.fspath(target),
         compress=compress,
-        opener=_opener(policy, password=password),
+        opener=opener,
         progress=progress,
     )
 
@@ -490,6 +496,7 @@ def rebase(
     compress: bool = False,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     share: bool = False,
     cache: str = "writeback",
     backing_cache: str = "writeback",
@@ -511,7 +518,7 @@ def rebase(
         backing_format,
         unsafe=unsafe,
         compress=compress,
-        opener=_opener(policy, share=share, cache=cache, password=password),
+        opener=_opener(policy, budget=budget, share=share, cache=cache, password=password),
         backing_cache=backing_cache,
         progress=progress,
         warn=warn or (lambda text: None),
@@ -539,6 +546,7 @@ def amend(
     format: str | None = None,
     password: Password = None,
     policy: OpenPolicy | None = None,
+    budget: Budget | None = None,
     progress: Progress | None = None,
     **options: object,
 ) -> None:
@@ -548,7 +556,7 @@ def amend(
     amend(
         _reference(source, format, {}),
         options,
-        opener=_opener(policy, password=password),
+        opener=_opener(policy, budget=budget, password=password),
         progress=progress,
     )
 
@@ -562,6 +570,7 @@ def bitmap(
     granularity: int | None = None,
     format: str | None = None,
     password: Password = None,
+    budget: Budget | None = None,
 ) -> None:
     """Change the persistent dirty bitmap ``name``: the ``changes`` in order, then the merge.
 
@@ -579,7 +588,7 @@ def bitmap(
         actions,
         granularity=granularity,
         source=None if merge_from is None else _reference(merge_from, None, {}),
-        opener=_opener(None, password=password),
+        opener=_opener(None, budget=budget, password=password),
     )
 
 
@@ -593,32 +602,57 @@ def dirty_ranges(
 
 
 def create_snapshot(
-    source: Image, name: str, *, format: str | None = None, password: Password = None
+    source: Image,
+    name: str,
+    *,
+    format: str | None = None,
+    password: Password = None,
+    budget: Budget | None = None,
 ) -> None:
     """Keep the disk as it is now as an internal snapshot. Several may have the same name."""
     from imgtool.ops.snapshot import create_snapshot
 
-    create_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
+    create_snapshot(
+        _reference(source, format, {}),
+        name,
+        opener=_opener(None, budget=budget, password=password),
+    )
 
 
 def apply_snapshot(
-    source: Image, snapshot: str, *, format: str | None = None, password: Password = None
+    source: Image,
+    snapshot: str,
+    *,
+    format: str | None = None,
+    password: Password = None,
+    budget: Budget | None = None,
 ) -> None:
     """Make the disk what it was when the internal snapshot with this id, or name, was taken."""
     from imgtool.ops.snapshot import apply_snapshot
 
     apply_snapshot(
-        _reference(source, format, {}), snapshot, opener=_opener(None, password=password)
+        _reference(source, format, {}),
+        snapshot,
+        opener=_opener(None, budget=budget, password=password),
     )
 
 
 def delete_snapshot(
-    source: Image, name: str, *, format: str | None = None, password: Password = None
+    source: Image,
+    name: str,
+    *,
+    format: str | None = None,
+    password: Password = None,
+    budget: Budget | None = None,
 ) -> None:
     """Remove the first internal snapshot of this name; what only it held becomes free."""
     from imgtool.ops.snapshot import delete_snapshot
 
-    delete_snapshot(_reference(source, format, {}), name, opener=_opener(None, password=password))
+    delete_snapshot(
+        _reference(source, format, {}),
+        name,
+        opener=_opener(None, budget=budget, password=password),
+    )
 
 
 def _reference(source: Image, format: str | None, options: dict[str, object]) -> Reference:

@@ -1,8 +1,9 @@
-"""Budget: how large an image may be, and what memory may be taken because an image says so.
+"""Budget: how large an image may be, and what memory and work it may ask for.
 
 A budget is shared by all that is opened with it, a whole chain or several. Every open file has an
-:class:`Account` of it. Whoever keeps a structure as long as an image says asks first; reading and
-writing guest data asks nothing, since that takes the same few megabytes whatever the image is.
+:class:`Account` of it. Whoever keeps a structure as long as an image says asks first, and whoever
+walks tables says how far he has come. Reading and writing guest data asks nothing: that takes the
+same few megabytes whatever the image is, and work by the bytes that are asked for.
 """
 
 from __future__ import annotations
@@ -19,29 +20,45 @@ DEFAULT_MEMORY = 192 << 20
 class Budget:
     """What images may cost, for any number of them and of threads. Sizes are bytes.
 
-    A disk of more than ``max_virtual_size`` is refused when it is opened; work of any kind is
-    bounded by that size, as well as by what files hold. ``max_memory`` bounds what is kept of the
-    images' structures at one time: tables, snapshots, bitmaps, caches, what a check counts. Without
-    it that is 192 MiB, and a check may take twice what the host has stored of the file besides.
+    A disk of more than ``max_virtual_size`` is refused when it is opened.
+    ``max_memory`` bounds what is kept of the images' structures at one time: tables, snapshots,
+    bitmaps, caches, what a check or a repair counts. Without it that is 192 MiB, and a check or a
+    repair may take twice what the host has stored of the file besides.
+
+    ``max_work`` bounds the walks through tables by which a disk is mapped, checked or repaired, in
+    steps: one for each KiB of tables that is looked at, and one for each extent that comes of it.
+    Steps are never given back, so a budget is for one job then. A step takes some microseconds.
+    What a guest reads and writes is no part of it.
 
     Raises ``ValueError`` for limits below zero.
     """
 
     def __init__(
-        self, *, max_virtual_size: int | None = None, max_memory: int | None = None
+        self,
+        *,
+        max_virtual_size: int | None = None,
+        max_memory: int | None = None,
+        max_work: int | None = None,
     ) -> None:
-        for limit in (max_virtual_size, max_memory):
+        for limit in (max_virtual_size, max_memory, max_work):
             if limit is not None and limit < 0:
-                raise ValueError("a limit is a number of bytes, 0 or more")
+                raise ValueError("a limit is a number, 0 or more")
         self.max_virtual_size = max_virtual_size
         self.max_memory = max_memory
+        self.max_work = max_work
         self._taken = 0
+        self._work = 0
         self._lock = threading.Lock()
 
     @property
     def taken(self) -> int:
         """The memory that open images have taken, in bytes."""
         return self._taken
+
+    @property
+    def work(self) -> int:
+        """The steps of work that have been done."""
+        return self._work
 
     def account(self, filename: str) -> Account:
         """Open an account for a file."""
@@ -79,6 +96,12 @@ class Budget:
         with self._lock:
             self._taken -= amount
 
+    def spend(self, steps: int) -> bool:
+        """Count so many steps of work, and say whether all that was done is allowed."""
+        with self._lock:
+            self._work += steps
+        return self.max_work is None or self._work <= self.max_work
+
 
 class Account:
     """What one open file has taken of a budget; all of it goes back when the file is closed."""
@@ -109,6 +132,28 @@ class Account:
         if not self._budget.take(amount, stored):
             raise self._over(amount, what, stored)
         self._charged += amount
+
+    def check_virtual_size(self, size: int) -> None:
+        """Raise :class:`OverBudget` for a disk, of an open file, of more bytes than are allowed."""
+        self._budget.check_virtual_size(size, self._filename)
+
+    def release(self, amount: int) -> None:
+        """Give ``amount`` bytes back that were charged for what is kept no longer."""
+        self._charged -= amount
+        self._budget.give_back(amount)
+
+    def spend(self, steps: int) -> None:
+        """Count steps of work as :class:`Budget` has them. Raises :class:`OverBudget`."""
+        if not self._budget.spend(steps):
+            allowed = self._budget.max_work or 0
+            raise OverBudget(
+                "Walking through its tables",
+                self._budget.work,
+                allowed,
+                f"Walking through its tables takes more than the {allowed} steps of work that "
+                "--max-work allows",
+                filename=self._filename,
+            )
 
     def close(self) -> None:
         """Give everything back. Closing twice is harmless."""
@@ -141,6 +186,16 @@ class _Unlimited(Account):
         return
 
     def charge(self, amount: int, what: str, *, stored: int = 0) -> None:
+        return
+
+    def check_virtual_size(self, size: int) -> None:
+        """Raise :class:`OverBudget` for a disk, of an open file, of more bytes than are allowed."""
+        self._budget.check_virtual_size(size, self._filename)
+
+    def release(self, amount: int) -> None:
+        return
+
+    def spend(self, steps: int) -> None:
         return
 
 

@@ -377,10 +377,13 @@ class Opener:
             return None
         given = self.overrides.get("data-file")
         if isinstance(given, Reference):
-            return storage_for(given.source, self)
-        if name is None:
+            storage = storage_for(given.source, self)
+        elif name is None:
             raise ImageError("It needs an external data file and names none", filename=image.name)
-        return self.named_file(image, name, "data-file")
+        else:
+            storage = self.named_file(image, name, "data-file")
+        storage.account = self.budget.account(storage.name)
+        return storage
 
     def named_file(self, image: Storage, name: str, role: str) -> Storage:
         """Open the file that ``image`` calls ``name``, if the policy allows it.

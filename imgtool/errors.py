@@ -97,9 +97,10 @@ class Closed(ImageError, ValueError):
 
 
 class OverBudget(ImageError):
-    """An image needs more memory, or is larger, than the caller's budget allows.
+    """An image is larger, or needs more memory or work, than the caller's budget allows.
 
-    ``what`` needs ``needed`` bytes, and ``allowed`` are allowed, or left of what is.
+    ``what`` needs ``needed`` bytes, and ``allowed`` are allowed, or left of what is; or so many
+    steps of work.
     """
 
     def __init__(

@@ -211,6 +211,7 @@ def _split_at_holes(extent: Extent) -> Iterator[Extent]:
     assert extent.storage is not None
     assert extent.host_offset is not None
     for found in extent.storage.ranges(extent.host_offset, extent.length):
+        extent.storage.account.spend(1)
         offset = extent.offset + found.offset - extent.host_offset
         part = extent.clip(offset, offset + found.length)
         yield part if found.is_data else part._replace(hole=True)

@@ -90,7 +90,34 @@ def test_threads_take_no_more_than_there_is() -> None:
     assert len(taken) == budget.taken == 1000
 
 
-@pytest.mark.parametrize("limits", [{"max_memory": -1}, {"max_virtual_size": -1}])
+def test_work_is_never_given_back() -> None:
+    budget = Budget(max_work=10)
+    one, other = budget.account("one"), budget.account("other")
+    one.spend(6)
+    other.spend(4)
+    one.close()
+    assert budget.work == 10
+    with pytest.raises(OverBudget) as caught:
+        other.spend(1)
+    error = caught.value
+    assert (error.needed, error.allowed, error.filename) == (11, 10, "other")
+    assert "--max-work" in error.reason
+    endless = Budget()
+    endless.account("x").spend(1 << 60)
+    assert endless.work == 1 << 60
+
+
+def test_what_is_let_go_of_early_is_given_back() -> None:
+    budget = Budget(max_memory=100)
+    account = budget.account("x")
+    account.charge(100, "A list")
+    account.release(70)
+    account.charge(70, "Another")
+    account.close()
+    assert budget.taken == 0
+
+
+@pytest.mark.parametrize("limits", [{"max_memory": -1}, {"max_virtual_size": -1}, {"max_work": -1}])
 def test_limits_below_zero(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="0 or more"):
         Budget(**limits)
@@ -111,6 +138,168 @@ CALLS: dict[str, Callable[[Path, Budget], object]] = {
     "compare": lambda path, budget: imgtool.compare(path, path, budget=budget),
     "snapshots": lambda path, budget: imgtool.snapshots(path, budget=budget),
 }
+
+#: Calls that change the image, a fresh one each time.
+WRITING: dict[str, Callable[[Path, Budget], object]] = {
+    "open to write": lambda path, budget: imgtool.open(path, writable=True, budget=budget).close(),
+    "repair": lambda path, budget: imgtool.check(path, repair="all", budget=budget),
+    "dry run": lambda path, budget: imgtool.check(path, repair="all", dry_run=True, budget=budget),
+    "resize": lambda path, budget: imgtool.resize(path, MiB // 2, shrink=True, budget=budget),
+    "amend": lambda path, budget: imgtool.amend(path, lazy_refcounts=True, budget=budget),
+    "compact": lambda path, budget: imgtool.compact(path, budget=budget),
+    "compact into": lambda path, budget: imgtool.compact(
+        path, path.with_name("out"), budget=budget
+    ),
+    "rebase": lambda path, budget: imgtool.rebase(path, None, budget=budget),
+    "bitmap": lambda path, budget: imgtool.bitmap(path, "b", "add", budget=budget),
+    "snapshot": lambda path, budget: imgtool.create_snapshot(path, "s", budget=budget),
+}
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_virtual_size_of_what_is_written(tmp_path: Path, name: str) -> None:
+    path = plain(tmp_path / "disk.qcow2")
+    before = path.read_bytes()
+    with pytest.raises(OverBudget) as caught:
+        WRITING[name](path, Budget(max_virtual_size=MiB - 1))
+    assert (caught.value.needed, caught.value.allowed) == (MiB, MiB - 1)
+    assert path.read_bytes() == before
+    budget = Budget(max_virtual_size=MiB)
+    WRITING[name](path, budget)
+    assert budget.taken == 0
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_memory_of_what_is_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "disk.qcow2"
+    low, high = 0, 2 * MiB
+    while low + KiB < high:
+        middle = (low + high) // 2
+        budget = Budget(max_memory=middle)
+        try:
+            WRITING[name](plain(path), budget)
+            high = middle
+        except OverBudget:
+            low = middle
+        gc.collect()
+        assert budget.taken == 0
+        assert not imgtool.check(path).corruptions
+    assert 64 * KiB < high < MiB
+
+
+def test_virtual_size_of_what_is_made(tmp_path: Path) -> None:
+    path, budget = tmp_path / "disk.qcow2", Budget(max_virtual_size=MiB)
+    with pytest.raises(OverBudget):
+        imgtool.create(path, MiB + 512, budget=budget)
+    assert not path.exists()
+    imgtool.create(path, MiB, budget=budget)
+    with pytest.raises(OverBudget):
+        imgtool.resize(path, "+512", budget=budget)
+    assert imgtool.info(path).virtual_size == MiB
+    assert budget.taken == 0
+    with pytest.raises(OverBudget):
+        imgtool.create(
+            tmp_path / "top.qcow2",
+            backing_file=path.name,
+            backing_format="qcow2",
+            budget=Budget(max_virtual_size=MiB - 512),
+        )
+
+
+def test_commit_and_snapshots_of_other_sizes(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    imgtool.create(base, 2 * MiB)
+    imgtool.create_snapshot(base, "large")
+    imgtool.resize(base, MiB, shrink=True)
+    with pytest.raises(OverBudget):
+        imgtool.apply_snapshot(base, "large", budget=Budget(max_virtual_size=MiB))
+    imgtool.create(top, MiB, backing_file="base.qcow2", backing_format="qcow2")
+    with pytest.raises(OverBudget):
+        imgtool.commit(top, budget=Budget(max_virtual_size=MiB - 512))
+    imgtool.commit(top, budget=Budget(max_virtual_size=MiB))
+    imgtool.apply_snapshot(base, "large", budget=Budget(max_virtual_size=2 * MiB))
+    imgtool.delete_snapshot(base, "large", budget=Budget(max_virtual_size=2 * MiB))
+    assert imgtool.info(base).virtual_size == 2 * MiB
+
+
+# Work
+
+
+def test_steps_of_a_map(tmp_path: Path) -> None:
+    """An extent, or a KiB of tables, is a step: the same image takes the same, one less is over."""
+    builder = ImageBuilder(8192 << 16)
+    for index in range(0, 100, 2):
+        builder.data(index)
+    path = tmp_path / "disk.qcow2"
+    path.write_bytes(builder.build())
+    budget = Budget(max_work=64 + 100)
+    assert len(list(imgtool.map(path, budget=budget))) == 100
+    assert budget.work == 164
+    with pytest.raises(OverBudget) as caught:
+        list(imgtool.map(path, budget=Budget(max_work=163)))
+    assert (caught.value.needed, caught.value.allowed) == (164, 163)
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*CALLS, *WRITING} - {"open", "info", "snapshots", "open to write"})
+)
+def test_steps_of_every_walk(tmp_path: Path, name: str) -> None:
+    """What a call has taken is enough for it, and one step less is not."""
+    path = tmp_path / "disk.qcow2"
+    builder = ImageBuilder(64 << 16, backing=b"base.qcow2", backing_format=b"qcow2")
+    builder.data(0)
+    builder.data(5)
+    image = builder.build()
+    plain(tmp_path / "base.qcow2")
+    call = {**CALLS, **WRITING, "resize": shrink}[name]
+    path.write_bytes(image)
+    budget = Budget()
+    call(path, budget)
+    if not budget.work:
+        assert name in ("amend", "bitmap", "resize")
+        return
+    path.write_bytes(image)
+    call(path, Budget(max_work=budget.work))
+    path.write_bytes(image)
+    with pytest.raises(OverBudget, match="--max-work"):
+        call(path, Budget(max_work=budget.work - 1))
+    assert not imgtool.check(path).corruptions
+
+
+def test_salvage_is_no_way_round_the_budget(tmp_path: Path) -> None:
+    path = plain(tmp_path / "disk.qcow2")
+    with pytest.raises(OverBudget):
+        imgtool.convert(
+            path, tmp_path / "out", format="raw", salvage=True, budget=Budget(max_work=1)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def shrink(path: Path, budget: Budget) -> object:
+    return imgtool.resize(path, 512, shrink=True, budget=budget)
+
+
+def test_reading_is_no_work(tmp_path: Path) -> None:
+    with imgtool.open(plain(tmp_path / "disk.qcow2"), budget=Budget(max_work=0)) as device:
+        device.read_at(0, MiB)
+        assert device.as_file().read(MiB)
+
+
+def test_holes_of_the_file_below_extents_are_steps(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        for place in range(10):
+            file.seek(place * 64 * KiB)
+            file.write(b"x" * 4096)
+    budget = Budget()
+    extents = list(imgtool.map(path, format="raw", budget=budget))
+    assert budget.work == len(extents) >= 1
+    with pytest.raises(OverBudget):
+        list(imgtool.map(path, format="raw", budget=Budget(max_work=budget.work - 1)))
+
+
+# Sizes of what is read
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -353,3 +542,51 @@ def test_options(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str
         printed = capsys.readouterr()
         assert option in printed.err
         assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "map", "measure -O qcow2", "hash", "compact"])
+def test_the_option_for_work(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(plain(tmp_path / "disk.qcow2"))
+    assert run([*command.split(), "--max-work", "10000", path]) == 0
+    capsys.readouterr()
+    assert run([*command.split(), "--max-work", "1", path]) > 0
+    printed = capsys.readouterr()
+    assert "--max-work" in printed.err
+    assert printed.err.count("\n") == 1
+    assert run([*command.split(), "--max-work", "many", path]) > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "resize DISK 2M",
+        "amend -o lazy_refcounts=on DISK",
+        "commit DISK",
+        "rebase -b  DISK",
+        "compact DISK",
+        "bitmap --add DISK b",
+        "snapshot -c s DISK",
+        "check -r all DISK",
+        "check -r all --dry-run DISK",
+        "create -f qcow2 -b disk.qcow2 -F qcow2 TOP",
+    ],
+)
+def test_options_of_commands_that_write(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.raw").write_bytes(bytes(MiB))
+    path = plain(tmp_path / "disk.qcow2", backing=b"base.raw", backing_format=b"raw")
+    names = {"DISK": str(path), "TOP": str(tmp_path / "top.qcow2")}
+    before = path.read_bytes()
+    words = [names.get(word, word) for word in command.split(" ")]
+    for option in ("--max-virtual-size", "--max-memory"):
+        capsys.readouterr()
+        assert run([*words[:1], option, "1k", *words[1:]]) > 0
+        printed = capsys.readouterr()
+        assert option in printed.err
+        assert printed.err.count("\n") == 1
+        assert path.read_bytes() == before
+        assert not os.path.exists(names["TOP"])
+    assert run([*words[:1], "--max-virtual-size=2M", "--max-memory=2M", *words[1:]]) == 0

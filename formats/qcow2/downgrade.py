@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+#: About what it takes, in bytes, to remember an entry of a snapshot's L1 table.
+_NAMED_BYTES = 256
+
 
 def judge_downgrade(device: WritableQcow2) -> None:
     """Raise :class:`ImageError` if the image has what version 2 has not."""
@@ -108,11 +111,16 @@ def _snapshot_tables(device: WritableQcow2) -> Iterator[_Table]:
     storage, geometry = device.storage, device.header.geometry
     named: Counter[tuple[int, int]] = Counter()
     for snapshot in device.snapshots:
+        storage.account.spend(1 + (snapshot.l1_size * 8 >> 10))
+        storage.account.check(
+            (len(named) + snapshot.l1_size) * _NAMED_BYTES, "Snapshots' L2 tables"
+        )
         l1 = read_l1(storage, snapshot.l1_table_offset, snapshot.l1_size, geometry)
         named.update((index, entry & L1_OFFSET_MASK) for index, entry in enumerate(l1) if entry)
     for (index, offset), uses in named.items():
         if offset % geometry.cluster_size:
             raise CorruptImage("An L2 table is not aligned to a cluster", offset)
+        storage.account.spend(1 + (geometry.cluster_size >> 10))
         table = read_table(storage, offset, geometry.cluster_size // 8, "An L2 table")
         entries = np.frombuffer(table, dtype=np.uint64).copy()
         flags = entries & np.uint64(COMPRESSED | ZERO_FLAG)

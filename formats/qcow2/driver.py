@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from imgtool.description import SnapshotInfo
@@ -208,17 +208,23 @@ class Qcow2Device(MappedDevice):
         first = (offset - base) >> bits
         count = ((end - base - 1) >> bits) + 1 - first
         try:
-            # Who asks for the mapping looks at every table once.
-            table = self._tables.find(l1_index, keep=not whole)
+            # Who asks for the whole mapping looks at every table once.
+            once = whole and count == self.header.geometry.l2_entries
+            table = self._tables.find(l1_index, keep=not once)
+            told = 0
             if table is None:
-                yield self._l2.unmapped(offset, end - offset)
-                return
-            found = self._l2.extents(table, first, count, base + (first << bits), whole=whole)
+                found: Iterable[Extent] = (self._l2.unmapped(offset, end - offset),)
+            else:
+                found = self._l2.extents(table, first, count, base + (first << bits), whole=whole)
+                told = count * self.header.geometry.l2_entry_size >> 10
             for extent in found:
+                told += 1
                 if extent.offset >= offset and extent.end <= end:
                     yield extent
                 elif extent.offset < end and extent.end > offset:
                     yield extent.clip(offset, end)
+            if whole:
+                self.storage.account.spend(told)
         except CorruptImage as error:
             raise error.in_file(self.name) from None
 

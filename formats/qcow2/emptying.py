@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgtool.formats.qcow2.references import referenced
+from imgtool.formats.qcow2.references import referenced, spend_on, which_stored
 
 if TYPE_CHECKING:
     from imgtool.formats.qcow2.writable import WritableQcow2
@@ -36,12 +36,15 @@ def drop_tables(device: WritableQcow2, first: int, *, discard: bool = True) -> N
     dropped = device.l1[first:]
     if not any(dropped):
         return
+    stored = which_stored(device.storage, device.header, dropped)
+    spend_on(device.storage, device.header, stored)
     for l1_index in range(first, len(device.l1)):
         metadata.set_l1_entry(l1_index, 0)
+        metadata.flush_if_crowded()
     metadata.flush()
     device.forget_tables()
     with device.gate.drained():
-        for clusters in referenced(device.storage, device.header, dropped):
+        for clusters in referenced(device.storage, device.header, dropped, stored):
             metadata.allocator.change_many(clusters, -1)
             if discard or len(metadata.allocator.freed) > _PIECES:
                 metadata.discard_freed()

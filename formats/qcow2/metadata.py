@@ -28,6 +28,8 @@ DIRTY_LIMIT = 16 << 20
 
 #: About what it takes, in bytes, to remember one run of clusters that is to be freed.
 _RUN_BYTES = 128
+#: The same of the number of an L1 entry that has changed.
+_NUMBER_BYTES = 128
 
 
 class Metadata:
@@ -100,7 +102,7 @@ class Metadata:
     def flush_if_crowded(self) -> None:
         """Flush if so much has changed that it should not wait in memory any longer."""
         waiting = len(self._dirty_l2) * self.header.geometry.cluster_size
-        waiting += len(self._to_free) * _RUN_BYTES
+        waiting += len(self._to_free) * _RUN_BYTES + len(self._dirty_l1) * _NUMBER_BYTES
         if waiting + self.allocator.dirty_bytes > DIRTY_LIMIT:
             self.flush()
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from imgtool.crypto.sectors import SectorCipher
     from imgtool.formats.qcow2.writable import WritableQcow2
 
+#: Bytes that an entry of a table takes while it is found out where metadata lies.
+_SORTED_BYTES = 24
+
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
     """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
@@ -150,7 +153,10 @@ def _writable(
             met,
             filename=storage.name,
         )
+    # Sorting takes more for a moment, and sorted neighbours are one range.
+    storage.account.check(_SORTED_BYTES * (len(l1) + len(table)), "Keeping off its metadata")
     allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)
+    storage.account.charge(allocator.guard.nbytes, "Keeping off its metadata")
     contents = data
     if cipher is not None:
         from imgtool.storage.encrypted import EncryptedStorage

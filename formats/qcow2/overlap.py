@@ -60,6 +60,11 @@ class MetadataMap:
         chosen._starts, chosen._ends = join(clusters, tables, chosen._bits)
         return chosen
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that the ranges take, as the image is opened."""
+        return 16 * len(self._starts)
+
     def check(self, offset: int, length: int) -> None:
         """Raise :class:`CorruptImage` if a range of the host file holds metadata."""
         first = offset >> self._bits

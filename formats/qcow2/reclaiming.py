@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from imgtool.extent import Extent, Kind
 from imgtool.formats.qcow2.emptying import trim_file
 from imgtool.formats.qcow2.refcounts import blocks
+from imgtool.formats.qcow2.references import spend_on, which_stored
 from imgtool.formats.qcow2.schema import COPIED, L1_OFFSET_MASK, SUBCLUSTERS, ZERO_FLAG
 from imgtool.formats.qcow2.tables import read_table
 
@@ -66,31 +67,38 @@ def trim(device: WritableQcow2) -> None:
 
 
 def _drop_empty_tables(device: WritableQcow2) -> None:
-    import numpy as np
-
-    geometry, metadata = device.header.geometry, device.metadata
-    # With nothing below, a zero cluster is the same as none at all.
-    zero, zeros = 0, 0
-    if device.header.backing_file is None:
-        zero, zeros = ZERO_FLAG, ((1 << SUBCLUSTERS) - 1) << SUBCLUSTERS
-    dropped: list[int] = []
+    metadata = device.metadata
+    stored = which_stored(device.storage, device.header, device.l1)
+    spend_on(device.storage, device.header, stored)
+    dropped = False
     for l1_index, entry in enumerate(device.l1):
         offset = entry & L1_OFFSET_MASK
         if not offset or not entry & COPIED:
             continue
-        table = read_table(device.storage, offset, geometry.cluster_size // 8, "An L2 table")
-        entries = np.frombuffer(table, dtype=np.uint64)
-        if geometry.extended_l2:
-            empty = not np.any(entries[::2]) and not np.any(entries[1::2] & np.uint64(~zeros & _64))
-        else:
-            empty = not np.any(entries & np.uint64(~zero & _64))
-        if empty:
+        if not stored[l1_index] or _maps_nothing(device, offset):
             metadata.set_l1_entry(l1_index, 0)
             metadata.free_later(offset, 1, discard=True)
-            dropped.append(l1_index)
+            metadata.flush_if_crowded()
+            dropped = True
     if dropped:
         metadata.flush()
         device.forget_tables()
+
+
+def _maps_nothing(device: WritableQcow2, offset: int) -> bool:
+    """Whether the disk would be the same without the L2 table at host ``offset``."""
+    import numpy as np
+
+    geometry = device.header.geometry
+    # With nothing below, a zero cluster is the same as none at all.
+    zero, zeros = 0, 0
+    if device.header.backing_file is None:
+        zero, zeros = ZERO_FLAG, ((1 << SUBCLUSTERS) - 1) << SUBCLUSTERS
+    table = read_table(device.storage, offset, geometry.cluster_size // 8, "An L2 table")
+    entries = np.frombuffer(table, dtype=np.uint64)
+    if geometry.extended_l2:
+        return not np.any(entries[::2]) and not np.any(entries[1::2] & np.uint64(~zeros & _64))
+    return not np.any(entries & np.uint64(~zero & _64))
 
 
 def _drop_empty_blocks(device: WritableQcow2) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
-from imgtool.formats.qcow2.references import referenced
+from imgtool.formats.qcow2.references import referenced, spend_on, which_stored
 from imgtool.formats.qcow2.schema import (
     COMPRESSED,
     COPIED,
@@ -104,6 +104,7 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
             )
         device.flush()
         size = device.header.size if snapshot.disk_size is None else snapshot.disk_size
+        device.storage.account.check_virtual_size(size)
         if size > MAX_SIZE or device.header.geometry.l1_entries(size) * 8 > MAX_L1_BYTES:
             raise CorruptImage(
                 f"The disk size {size} of the snapshot is too large", filename=device.name
@@ -178,14 +179,17 @@ def _find(device: WritableQcow2, wanted: Mapping[str, str]) -> Snapshot:
 def _count_again(device: WritableQcow2, l1: array[int]) -> None:
     """Count what ``l1`` references once more, or, if that does not fit the refcounts, nothing."""
     metadata = device.metadata
+    stored = which_stored(device.storage, device.header, l1)
+    spend_on(device.storage, device.header, stored)
     counted = 0
     try:
-        for clusters in referenced(device.storage, device.header, l1):
+        for clusters in referenced(device.storage, device.header, l1, stored):
             metadata.allocator.change_many(clusters, +1)
             counted += 1
             metadata.flush_if_crowded()
     except ImageError as error:
-        for clusters in itertools.islice(referenced(device.storage, device.header, l1), counted):
+        again = referenced(device.storage, device.header, l1, stored)
+        for clusters in itertools.islice(again, counted):
             metadata.allocator.change_many(clusters, -1)
         raise _Refused from error
 
@@ -226,34 +230,40 @@ def _write_l1_copy(device: WritableQcow2, l1: array[int]) -> int:
 
 def _mark_copied(device: WritableQcow2) -> None:
     """Set the COPIED flags of the active tables to what the refcounts are now."""
-    import numpy as np
-
-    geometry = device.header.geometry
-    allocator = device.metadata.allocator
-    bits = np.uint64(geometry.cluster_bits)
-    step = geometry.l2_entry_size // 8
-    l1 = device.l1
+    geometry, metadata, l1 = device.header.geometry, device.metadata, device.l1
+    stored = which_stored(device.storage, device.header, l1)
     for l1_index, entry in enumerate(l1):
         offset = entry & L1_OFFSET_MASK
         if not offset:
             continue
-        alone = allocator.refcount(offset >> geometry.cluster_bits) == 1
-        table = read_table(device.storage, offset, geometry.cluster_size // 8, "An L2 table")
-        entries = np.frombuffer(table, dtype=np.uint64)[::step]
-        hosts = entries & np.uint64(L2_OFFSET_MASK)
-        counted = ((entries & np.uint64(COMPRESSED)) == 0) & (hosts != 0)
-        single = allocator.refcounts(hosts[counted] >> bits) == 1
-        marked = entries & ~np.uint64(COPIED)
-        marked[counted] |= np.where(single, np.uint64(COPIED), np.uint64(0))
-        if bool(np.any(marked != entries)):
-            changed = np.frombuffer(table, dtype=np.uint64).copy()
-            changed[::step] = marked
-            # The table is changed where it lies: for a snapshot that shares it the flags mean
-            # nothing.
-            device.storage.write_at(offset, changed.astype(">u8").tobytes())
-        device.metadata.set_l1_entry(l1_index, offset | (COPIED if alone else 0))
+        alone = metadata.allocator.refcount(offset >> geometry.cluster_bits) == 1
+        if stored[l1_index]:
+            _mark_entries(device, offset)
+        metadata.set_l1_entry(l1_index, offset | (COPIED if alone else 0))
+        metadata.flush_if_crowded()
     device.forget_tables()
-    device.metadata.flush()
+    metadata.flush()
+
+
+def _mark_entries(device: WritableQcow2, offset: int) -> None:
+    """Do the same for the entries of the L2 table at host ``offset``, where it lies."""
+    import numpy as np
+
+    geometry, allocator = device.header.geometry, device.metadata.allocator
+    bits = np.uint64(geometry.cluster_bits)
+    step = geometry.l2_entry_size // 8
+    table = read_table(device.storage, offset, geometry.cluster_size // 8, "An L2 table")
+    entries = np.frombuffer(table, dtype=np.uint64)[::step]
+    hosts = entries & np.uint64(L2_OFFSET_MASK)
+    counted = ((entries & np.uint64(COMPRESSED)) == 0) & (hosts != 0)
+    single = allocator.refcounts(hosts[counted] >> bits) == 1
+    marked = entries & ~np.uint64(COPIED)
+    marked[counted] |= np.where(single, np.uint64(COPIED), np.uint64(0))
+    if bool(np.any(marked != entries)):
+        changed = np.frombuffer(table, dtype=np.uint64).copy()
+        changed[::step] = marked
+        # For a snapshot that shares the table the flags mean nothing.
+        device.storage.write_at(offset, changed.astype(">u8").tobytes())
 
 
 def _switch_table(device: WritableQcow2, snapshots: list[Snapshot]) -> None:

@@ -62,6 +62,7 @@ class RawDevice(FlatDevice):
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for found in self._storage.ranges(self._offset + offset, length):
+            self._storage.account.spend(1)
             kind = Kind.DATA if found.is_data else Kind.ZERO
             yield Extent(
                 found.offset - self._offset, found.length, kind, self._storage, found.offset

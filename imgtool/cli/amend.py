@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     format_option,
     image_opts_option,
@@ -39,6 +41,7 @@ from imgtool.secrets import Secrets
 )
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename", required=False)
 def command(
     quiet: bool,
@@ -50,6 +53,7 @@ def command(
     force: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """Change the options of the image FILENAME."""
@@ -59,7 +63,7 @@ def command(
     if not options:
         raise click.UsageError("Must specify options (-o)")
     if wants_help(options):
-        print_amend_help(_format_of(format, filename, policy))
+        print_amend_help(_format_of(format, filename, policy, budget))
         return 0
     if filename is None:
         raise click.UsageError("Expecting one image file name")
@@ -67,18 +71,18 @@ def command(
         amend(
             reference(filename, format=format, image_opts=image_opts),
             creation_options(options),
-            opener=Opener(policy=policy, cache=cache, secrets=secrets),
+            opener=Opener(policy=policy, cache=cache, secrets=secrets, budget=budget),
             progress=tell,
         )
     return 0
 
 
-def _format_of(format: str | None, filename: str | None, policy: OpenPolicy) -> str:
+def _format_of(format: str | None, filename: str | None, policy: OpenPolicy, budget: Budget) -> str:
     """The format whose options are asked for: the one given, else the image's."""
     if format is not None:
         return format
     if filename is None:
         raise click.UsageError("Expecting one image file name")
-    opener = Opener(policy=policy, follow=False)
+    opener = Opener(policy=policy, follow=False, budget=budget)
     with opener.reference(reference(filename, format=None, image_opts=False)) as device:
         return device.format

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     byte_count,
     format_option,
     image_opts_option,
@@ -62,6 +64,7 @@ def _action(name: str, help: str) -> Callable[[Any], Any]:
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename")
 @click.argument("bitmap")
 @click.pass_context
@@ -76,6 +79,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str,
     bitmap: str,
 ) -> int:
@@ -98,7 +102,7 @@ def command(
     if source_format is not None and source_file is None:
         raise click.UsageError("-F only supported with -b")
     image = reference(filename, format=format, image_opts=image_opts)
-    opener = Opener(policy=policy, secrets=secrets)
+    opener = Opener(policy=policy, secrets=secrets, budget=budget)
     if actions:
         source = None
         if source_file is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     format_option,
     image_opts_option,
@@ -36,6 +38,7 @@ from imgtool.secrets import Secrets
 @rate_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
     quiet: bool,
@@ -48,6 +51,7 @@ def command(
     rate: int | None,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Write what the overlay FILENAME holds into its backing image, and then empty FILENAME.
@@ -67,7 +71,7 @@ def command(
             base=base,
             drop=drop,
             rate_limit=rate,
-            opener=Opener(policy=policy, cache=cache, secrets=secrets),
+            opener=Opener(policy=policy, cache=cache, secrets=secrets, budget=budget),
             progress=report,
         )
     if not quiet:

@@ -236,25 +236,39 @@ def trust_options(function: F) -> F:
 
 
 def budget_options(function: F) -> F:
-    """``--max-virtual-size`` and ``--max-memory``, as ``budget``: a :class:`Budget`."""
+    """``--max-virtual-size``, ``--max-memory`` and ``--max-work``, as ``budget``."""
 
     @functools.wraps(function)
     def wrapped(
-        *args: Any, max_virtual_size: int | None, max_memory: int | None, **kwargs: Any
+        *args: Any,
+        max_virtual_size: int | None,
+        max_memory: int | None,
+        max_work: int | None,
+        **kwargs: Any,
     ) -> Any:
-        budget = Budget(max_virtual_size=max_virtual_size, max_memory=max_memory)
+        budget = Budget(max_virtual_size=max_virtual_size, max_memory=max_memory, max_work=max_work)
         return function(*args, budget=budget, **kwargs)
 
-    return click.option(
-        "--max-virtual-size",
-        metavar="SIZE",
-        callback=byte_count,
-        help="Refuse disks that are larger.",
-    )(
+    decorate: list[Callable[[Any], Any]] = [
+        click.option(
+            "--max-work",
+            metavar="STEPS",
+            type=click.IntRange(min=0),
+            help="Most extents, and KiB of tables, to go through because an image says so.",
+        ),
         click.option(
             "--max-memory",
             metavar="SIZE",
             callback=byte_count,
             help="Most memory that may be taken because an image says so. [default: 192M]",
-        )(wrapped)
-    )  # type: ignore[return-value]
+        ),
+        click.option(
+            "--max-virtual-size",
+            metavar="SIZE",
+            callback=byte_count,
+            help="Refuse disks that are larger.",
+        ),
+    ]
+    for option in decorate:
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     format_option,
     image_opts_option,
@@ -40,6 +42,7 @@ from imgtool.units import format_size
 @output_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
     quiet: bool,
@@ -52,6 +55,7 @@ def command(
     output: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Give the host back what FILENAME holds that is zeros, unused or lost. Contents stay.
@@ -67,7 +71,7 @@ def command(
     if compress and into is None:
         raise BadOption("-c requires use of -o: in place nothing is compressed")
     image = reference(filenames[0], format=format, image_opts=image_opts, writable=into is None)
-    opener = Opener(policy=policy, cache=cache, secrets=secrets)
+    opener = Opener(policy=policy, cache=cache, secrets=secrets, budget=budget)
     with shown(None if quiet else progress) as report:
         if into is None:
             found = compact(image, opener=opener, progress=report)

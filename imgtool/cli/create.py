@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
-from imgtool.cli.common import Command, complete_format, object_option, quiet_option, trust_options
+from imgtool.cli.common import (
+    Command,
+    budget_options,
+    complete_format,
+    object_option,
+    quiet_option,
+    trust_options,
+)
 from imgtool.cli.errors import printable, while_creating
 from imgtool.cli.options import creation_options, print_help, wants_help
 from imgtool.secrets import Secrets
@@ -41,6 +49,7 @@ from imgtool.secrets import Secrets
 @click.option("-u", "--backing-unsafe", is_flag=True, help="Do not look at the backing file.")
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename", required=False)
 @click.argument("size", required=False)
 def command(
@@ -52,6 +61,7 @@ def command(
     backing_unsafe: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str | None,
     size: str | None,
 ) -> int:
@@ -75,7 +85,7 @@ def command(
         backing_format=backing_format,
         unsafe=backing_unsafe,
         options=creation_options(options),
-        opener=Opener(policy=policy, secrets=secrets),
+        opener=Opener(policy=policy, secrets=secrets, budget=budget),
     )
     if not quiet:
         told = "".join(f" {name}={value}" for name, value in plan.told())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     complete_format,
     force_share_option,
@@ -53,6 +55,7 @@ from imgtool.secrets import Secrets
 @force_share_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filenames", nargs=-1, metavar="FILENAME")
 def command(
     quiet: bool,
@@ -68,6 +71,7 @@ def command(
     force_share: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filenames: tuple[str, ...],
 ) -> int:
     """Put the overlay FILENAME on another backing file, with its contents unchanged.
@@ -90,7 +94,9 @@ def command(
             backing_format,
             unsafe=unsafe,
             compress=compress,
-            opener=Opener(policy=policy, share=force_share, cache=cache, secrets=secrets),
+            opener=Opener(
+                policy=policy, share=force_share, cache=cache, secrets=secrets, budget=budget
+            ),
             backing_cache=backing_cache,
             progress=report,
             warn=lambda text: say("imgtool", f"warning: {text}"),

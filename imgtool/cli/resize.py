@@ -6,9 +6,11 @@ import re
 
 import click
 
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy
 from imgtool.cli.common import (
     Command,
+    budget_options,
     format_option,
     image_opts_option,
     object_option,
@@ -41,6 +43,7 @@ class SizedCommand(Command):
 )
 @object_option()
 @trust_options
+@budget_options
 @click.argument("arguments", nargs=-1, metavar="FILENAME [+|-]SIZE")
 def command(
     quiet: bool,
@@ -50,6 +53,7 @@ def command(
     preallocation: str,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     arguments: tuple[str, ...],
 ) -> int:
     """Give the disk in FILENAME the size SIZE, or add (+) or take away (-) that much.
@@ -69,7 +73,7 @@ def command(
         size,
         shrink=shrink,
         preallocation=preallocation,
-        opener=Opener(policy=policy, secrets=secrets),
+        opener=Opener(policy=policy, secrets=secrets, budget=budget),
     )
     if not quiet:
         click.echo("Image resized.")

@@ -54,10 +54,9 @@ def change_bitmap(
             try:
                 _carry_out(device, bitmaps, name, action, granularity, source, reading)
             except ImageError as error:
-                raise ImageError(
-                    f"Operation {action.change.value} on bitmap {name} failed: {error.reason}",
-                    filename=error.filename or device.name,
-                ) from error
+                filename = error.filename or device.name
+                failed = error.within(f"Operation {action.change.value} on bitmap {name} failed")
+                raise failed.in_file(filename) from error.__cause__
 
 
 def _carry_out(

@@ -98,6 +98,7 @@ def _repair(
     if opener.share and not dry_run:
         raise BadOption("An image that is shared with others can only be read")
     with storage_for(reference.source, replace(opener, writable=not dry_run)) as storage:
+        storage.account = opener.budget.account(storage.name)
         if reference.format is None:
             chosen = registry.probe(storage)
         else:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from imgtool import registry
+from imgtool.budget import Budget
 from imgtool.chain import Opener, Reference, Source
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError, ReadOnly
@@ -46,6 +47,8 @@ class CreatePlan(NamedTuple):
     size: int
     options: Mapping[str, Any]
     given: Mapping[str, object]
+    #: What the image may cost while it is made.
+    budget: Budget
 
     @property
     def name(self) -> str:
@@ -78,7 +81,8 @@ def plan_create(
     ``backing_file`` is relative to the new image's directory and needs ``backing_format``; it is
     opened and must be an image of that format, unless ``unsafe``. ``options`` are the format's.
 
-    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`.
+    No file is touched yet. Raises :class:`ImageError`, mostly :class:`BadOption`; a disk that is
+    larger than the opener's budget allows is :class:`~imgtool.errors.OverBudget`.
     """
     where = _place(target)
     given = dict(options or {})
@@ -138,7 +142,8 @@ def _plan(
         wanted = backing_size
     if wanted is None:
         raise BadOption("Image creation needs a size parameter")
-    return CreatePlan(target, chosen, wanted, options, given)
+    opener.budget.check_virtual_size(wanted, target if isinstance(target, str) else target.name)
+    return CreatePlan(target, chosen, wanted, options, given, opener.budget)
 
 
 def _with_secrets(format: Format, options: dict[str, Any], secrets: Secrets) -> dict[str, Any]:
@@ -175,7 +180,12 @@ def _check_backing(
         raise BadOption("An image cannot be its own backing file")
     # Only its size is read: no guest that writes to it can upset that, and it needs no secret.
     reading = Opener(
-        policy=opener.policy, share=True, lock=opener.lock, cache=opener.cache, contents=False
+        policy=opener.policy,
+        share=True,
+        lock=opener.lock,
+        cache=opener.cache,
+        contents=False,
+        budget=opener.budget,
     )
     try:
         if recorded is None:
@@ -234,6 +244,7 @@ def begin(
         try:
             plan.format.judge_options(plan.size, plan.options)
             storage = _make(plan, plan.target, undo, cache, lock)
+            storage.account = plan.budget.account(storage.name)
             data = None
             if plan.options.get("data_file") is not None:
                 path = beside(plan.target, plan.options["data_file"])

@@ -24,12 +24,14 @@ def resize(
     ``size`` is the new size in bytes, or text with a suffix; text with ``+`` or ``-`` in front of
     it is what is added or taken away. What is added reads as zeros. Cutting something off needs
     ``shrink``. ``preallocation`` is done for what is added: ``off``, ``metadata``, ``falloc`` or
-    ``full``. Raises :class:`~imgtool.errors.BadOption` for sizes that cannot be.
+    ``full``. Raises :class:`~imgtool.errors.BadOption` for sizes that cannot be, and
+    :class:`~imgtool.errors.OverBudget` for one that the opener's budget does not allow.
     """
     if preallocation not in PREALLOCATION:
         raise BadOption(f"Invalid preallocation mode '{preallocation}'")
     sign, amount = _parse(size)
-    with replace(opener or Opener(), writable=True).reference(reference) as device:
+    opener = replace(opener or Opener(), writable=True)
+    with opener.reference(reference) as device:
         new = device.size + sign * amount if sign else amount
         if new <= 0:
             raise BadOption("New image size must be positive", filename=device.name)
@@ -43,6 +45,7 @@ def resize(
                 "data beyond the shrunken image's end: make sure there is no important data there",
                 filename=device.name,
             )
+        opener.budget.check_virtual_size(new, device.name)
         device.resize(new, preallocation=preallocation)
         device.flush()
         return new

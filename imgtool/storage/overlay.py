@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from imgtool import zeros
 from imgtool.storage.base import HostRange, Storage
 from imgtool.storage.bounds import check_range, zero_pieces
 from imgtool.storage.fileobj import FileObjectStorage
+from imgtool.storage.holes import merge
 from imgtool.units import align_down, div_round_up
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class OverlayStorage(Storage):
 
     def __init__(self, base: Storage) -> None:
         self.name = base.name
+        self.account = base.account
         self._base = base
         self._size = base.size()
         #: What is read of ``base``: it ends here for good once the file has been shorter.
@@ -78,11 +82,26 @@ class OverlayStorage(Storage):
         zeros.fill(view[inside:])
 
     def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
-        inside = max(0, min(length, self._size - offset))
-        if inside:
-            yield HostRange(offset, inside, True)
-        if length > inside:
-            yield HostRange(offset + inside, length - inside, False)
+        end = check_range(offset, length, self.name)
+        return merge(self._find(offset, end))
+
+    def _find(self, offset: int, end: int) -> Iterator[HostRange]:
+        """The ranges of ``base``, with what was written among them."""
+        inside = max(offset, min(end, self._base_end))
+        below = chain(
+            self._base.ranges(offset, inside - offset), (HostRange(inside, end - inside, False),)
+        )
+        written = sorted(self._blocks)
+        for part in below:
+            done, stop = part.offset, part.offset + part.length
+            place = bisect_left(written, done // _BLOCK)
+            while place < len(written) and written[place] * _BLOCK < stop and not part.is_data:
+                start = max(done, written[place] * _BLOCK)
+                following = min(stop, (written[place] + 1) * _BLOCK)
+                yield HostRange(done, start - done, False)
+                yield HostRange(start, following - start, True)
+                done, place = following, place + 1
+            yield HostRange(done, stop - done, part.is_data)
 
     def write_at(self, offset: int, data: ReadableBuffer) -> None:
         view = memoryview(data).cast("B")

@@ -70,6 +70,12 @@ class L1Check:
         """Whether the COPIED flags need a closer look than the tally's marks allow."""
         return self._l2.copied_unclear
 
+    @property
+    def active_offsets(self) -> NDArray[np.int64]:
+        """Host offsets of the L2 tables of the active disk, in order."""
+        found: NDArray[np.int64] = self.offsets[(self._actives != 0) & (self.offsets != 0)]
+        return found
+
     def walk(self, snapshots: list[Snapshot]) -> None:
         """Count everything that the active disk and the snapshots refer to."""
         header = self._state.header

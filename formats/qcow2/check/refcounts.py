@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _RESERVED = 0x1FF
 #: Bytes of refcount blocks that are kept for looking up single refcounts.
 _KEPT_BYTES = 16 << 20
+#: What is remembered of a block that the table names: its number, and whether it is repeated.
+_BYTES_PER_BLOCK = 128
 
 _WIDEN = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
@@ -42,6 +44,7 @@ class RefcountCheck:
         self.most = (1 << geometry.refcount_bits) - 1
         entries = header.refcount_table_clusters * geometry.cluster_size // 8
         self.table = state.read_table(header.refcount_table_offset, entries)
+        state.charge(self.table.nbytes + int(np.count_nonzero(self.table)) * _BYTES_PER_BLOCK)
         self._kept: dict[int, Refcounts] = {}
         self._complained = False
         #: Of blocks that the table repeats: how many clusters they say are in use, and the last.
@@ -95,8 +98,8 @@ class RefcountCheck:
 
     def report_overflows(self) -> None:
         """Report clusters with more references than a refcount of this width can say."""
-        for cluster, count in self._state.tally.above(self.most):
-            offset = cluster * self._state.geometry.cluster_size
+        for cluster, found in zip(*self._state.tally.above(self.most), strict=True):
+            offset, count = int(cluster) << self._state.geometry.cluster_bits, int(found)
             findings = self._state.findings
             for done in range(count - self.most):
                 if not findings.listening:
@@ -191,6 +194,7 @@ class RefcountCheck:
         """The refcounts of a block; all zero if there is none, or past the end of the file."""
         if not offset or offset >= self._state.file_size:
             return np.zeros(self.per_block, np.uint8)
+        self._state.storage.account.spend(1 + (self._state.geometry.cluster_size >> 10))
         data = self._state.storage.read_at(offset, self._state.geometry.cluster_size)
         return unpack_block(data, self._state.geometry.refcount_order)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imgtool.findings import Findings
-from imgtool.formats.qcow2.check.tally import Charge, Tally
+from imgtool.formats.qcow2.check.tally import Tally
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.header import Header
+from imgtool.formats.qcow2.stored import MANY_TABLES, StoredRanges
 from imgtool.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -22,23 +22,44 @@ if TYPE_CHECKING:
 #: Tables are big-endian on disk.
 _SWAPPED = sys.byteorder == "little"
 
-#: So many tables are read without asking whether the host has them stored.
-_UNASKED_TABLES = 4096
-#: Ranges of data that are remembered of a file. One with more has stored something in each.
-_DATA_RANGES = 100_000
-
 _PAST_END = (
     "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
     "offset {:#x} size {:#x}"
 )
 
 
+class Charges:
+    """What is charged to an image's account for as long as something is counted.
+
+    Calling it charges so many bytes, before they are taken, and raises
+    :class:`~imgtool.errors.OverBudget`. What the host stores of the file allows more.
+    """
+
+    def __init__(self, storage: Storage, what: str = "Counting references") -> None:
+        self._account, self._what = storage.account, what
+        self.stored = storage.allocated()
+        self._charged = 0
+
+    def __call__(self, amount: int) -> None:
+        self._account.charge(amount, self._what, stored=self.stored)
+        self._charged += amount
+
+    @property
+    def room(self) -> int:
+        """The memory that is left, in bytes."""
+        return self._account.room(self.stored)
+
+    def release(self) -> None:
+        """Give back all that was charged: it has been let go of."""
+        self._account.release(self._charged)
+        self._charged = 0
+
+
 @dataclass
 class State:
     """One check under way. ``file_size`` is the host file's length in bytes, whole sectors.
 
-    ``charge`` is told of memory before it is taken, in bytes, and raises
-    :class:`~imgtool.errors.OverBudget`.
+    ``charge`` takes memory for what lives as long as this does.
     """
 
     storage: Storage
@@ -46,7 +67,7 @@ class State:
     tally: Tally
     findings: Findings
     file_size: int
-    charge: Charge
+    charge: Charges
 
     @property
     def geometry(self) -> Geometry:
@@ -59,6 +80,11 @@ class State:
         The file may end within its last cluster, so structures may end past it by less than one.
         """
         return self.file_size + self.geometry.cluster_size
+
+    def release(self) -> None:
+        """Let go of all that was counted, and give back what was charged for it."""
+        self.tally.clear()
+        self.charge.release()
 
     def count(self, offset: int, length: int, weight: int = 1) -> None:
         """Count ``weight`` references to every cluster that a range of the host file touches."""
@@ -81,33 +107,19 @@ class State:
         A file of enormous length may have millions of tables that were never written; to find
         nothing in each of them would take hours.
         """
-        everything = np.ones(len(offsets), np.bool_)
-        if len(offsets) <= _UNASKED_TABLES or self._data_ranges is None:
-            return everything
-        starts, ends = self._data_ranges
-        places = np.searchsorted(ends, offsets, side="right")
-        reached = offsets + self.geometry.cluster_size
-        return np.append(starts, np.int64(1 << 62))[places] < reached
+        if len(offsets) <= MANY_TABLES:
+            return np.ones(len(offsets), np.bool_)
+        return self._stored.reach(offsets, self.geometry.cluster_size)
 
     @cached_property
-    def _data_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Starts and ends of all that the host stores of the file, if that is not too much."""
-        if self.storage.allocated() > self.file_size // 2:
-            return None
-        found = [
-            (part.offset, part.offset + part.length)
-            for part in itertools.islice(
-                self.storage.ranges(0, self.file_size), 2 * _DATA_RANGES + 1
-            )
-            if part.is_data
-        ]
-        if len(found) > _DATA_RANGES:
-            return None
-        both = np.array(found, np.int64).reshape(-1, 2)
-        return both[:, 0], both[:, 1]
+    def _stored(self) -> StoredRanges:
+        found = StoredRanges(self.storage)
+        self.charge(found.nbytes)
+        return found
 
     def read_table(self, offset: int, entries: int) -> NDArray[np.uint64]:
         """Read a table of 64-bit entries; what lies past the end of the file is zero."""
+        self.storage.account.spend(1 + (entries * 8 >> 10))
         table = np.empty(entries, np.uint64)
         self.storage.read_into(offset, table.view(np.uint8).data)
         return table.byteswap(inplace=True) if _SWAPPED else table

@@ -7,7 +7,7 @@ from imgtool.formats.qcow2.bitmaps import Bitmap
 from imgtool.formats.qcow2.check.extras import check_snapshot_entries, count_bitmaps
 from imgtool.formats.qcow2.check.l1 import L1Check
 from imgtool.formats.qcow2.check.refcounts import RefcountCheck
-from imgtool.formats.qcow2.check.state import State
+from imgtool.formats.qcow2.check.state import Charges, State
 from imgtool.formats.qcow2.check.tally import new_tally
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.snapshots import Snapshot
@@ -25,12 +25,8 @@ def new_state(storage: Storage, header: Header, findings: Findings) -> State:
     findings.result.total_clusters = geometry.clusters(align_down(header.size, _SECTOR))
     # A structure may end less than a cluster past the end of the file.
     clusters = geometry.clusters(file_size) + 1
-    stored = storage.allocated()
-
-    def charge(amount: int) -> None:
-        storage.account.charge(amount, "Counting references", stored=stored)
-
-    tally = new_tally(clusters, stored, room=storage.account.room(stored), charge=charge)
+    charge = Charges(storage)
+    tally = new_tally(clusters, charge.stored, room=charge.room, charge=charge)
     return State(storage, header, tally, findings, file_size, charge)
 
 

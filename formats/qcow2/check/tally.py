@@ -8,7 +8,7 @@ memory by its length, so there the references themselves are kept, sorted.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ COPIED_MARK, UNCOPIED_MARK = 1, 2
 
 _BYTES_PER_CLUSTER = 3
 #: Of a reference that is kept, while it is sorted in.
-_BYTES_PER_REFERENCE = 48
+_BYTES_PER_REFERENCE = 64
 _MOST_IN_16_BITS = 0xFFFF
 #: Up to here an array is taken whatever the file stores.
 _ALWAYS_DENSE_BYTES = 96 << 20
@@ -64,12 +64,16 @@ class Tally(abc.ABC):
         """The counts of clusters anywhere."""
 
     @abc.abstractmethod
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
-        """The clusters with more than ``limit`` references, in order, with their counts."""
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
+        """The clusters with more than ``limit`` references, in order, and their counts."""
 
     @abc.abstractmethod
     def touched(self, unit: int) -> NDArray[np.int64]:
         """The numbers, in order, of all units of ``unit`` clusters that may have references."""
+
+    @abc.abstractmethod
+    def clear(self) -> None:
+        """Let go of all that was counted: it is asked for no more."""
 
     def mark_run(self, first: int, count: int, mark: int) -> None:
         """Note that entries with (or without) COPIED name these clusters."""
@@ -94,27 +98,32 @@ class DenseTally(Tally):
         self._marks = np.zeros(clusters, np.uint8)
         #: No count can be higher.
         self._bound = 0
+        #: What the counters can hold.
+        self._most = _MOST_IN_16_BITS
 
     def add_run(self, first: int, count: int, weight: int = 1) -> None:
         self._bound += weight
         counts = self._counts[first : first + count]
-        if self._bound > _MOST_IN_16_BITS and self._make_room(counts, weight):
+        if self._bound > self._most and self._make_room(counts, weight):
             counts = self._counts[first : first + count]
         counts += weight
 
     def add(self, clusters: NDArray[np.int64], weight: int = 1) -> None:
         if len(clusters):
             self._bound += weight * len(clusters)
-            if self._bound > _MOST_IN_16_BITS:
+            if self._bound > self._most:
                 self._make_room(self._counts[clusters], weight * len(clusters))
             np.add.at(self._counts, clusters, weight)
 
     def _make_room(self, counts: NDArray[Any], more: int) -> bool:
         """Take wider counters if ``more`` do not fit the present ones; say whether that was so."""
-        if counts.dtype != np.uint16 or int(counts.max()) + more <= _MOST_IN_16_BITS:
+        highest = int(counts.max()) + more
+        if highest <= self._most:
             return False
-        self._charge(len(self._counts) * np.dtype(np.uint64).itemsize)
-        self._counts = self._counts.astype(np.uint64)
+        wider = np.dtype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
+        self._charge(len(self._counts) * wider.itemsize)
+        self._counts = self._counts.astype(wider)
+        self._most = int(np.iinfo(wider).max)
         return True
 
     def window(self, first: int, count: int) -> Counts:
@@ -123,17 +132,20 @@ class DenseTally(Tally):
     def of(self, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
         return self._counts[clusters].astype(np.uint64)
 
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
         if limit >= np.iinfo(self._counts.dtype).max:
-            return
-        for cluster in np.flatnonzero(self._counts > limit).tolist():
-            yield cluster, int(self._counts[cluster])
+            return np.empty(0, np.int64), np.empty(0, np.uint64)
+        clusters = np.flatnonzero(self._counts > limit)
+        return clusters, self._counts[clusters]
 
     def touched(self, unit: int) -> NDArray[np.int64]:
         whole = len(self._counts) // unit
         found = self._counts[: whole * unit].reshape(whole, unit).any(axis=1)
         rest = self._counts[whole * unit :].any()
         return np.flatnonzero(np.append(found, rest)).astype(np.int64)
+
+    def clear(self) -> None:
+        self._counts, self._marks = self._counts[:0].copy(), self._marks[:0].copy()
 
     def mark_run(self, first: int, count: int, mark: int) -> None:
         self._marks[first : first + count] |= mark
@@ -218,14 +230,18 @@ class SparseTally(Tally):
             found[places] == clusters, np.append(self._counts, np.uint64(0))[places], np.uint64(0)
         )
 
-    def above(self, limit: int) -> Iterator[tuple[int, int]]:
+    def above(self, limit: int) -> tuple[NDArray[np.int64], Counts]:
         self._settle()
-        for index in np.flatnonzero(self._counts > np.uint64(limit)).tolist():
-            yield int(self._found[index]), int(self._counts[index])
+        places = np.flatnonzero(self._counts > np.uint64(limit))
+        return self._found[places], self._counts[places]
 
     def touched(self, unit: int) -> NDArray[np.int64]:
         self._settle()
         return np.unique(self._found // unit)
+
+    def clear(self) -> None:
+        self._found, self._counts = np.empty(0, np.int64), np.empty(0, np.uint64)
+        self._pending, self._waiting = [], 0
 
 
 def new_tally(

@@ -12,7 +12,6 @@ from imgtool.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from imgtool.formats.qcow2.check.extras import count_bitmaps
 from imgtool.formats.qcow2.check.survey import new_state
 from imgtool.formats.qcow2.header import Header
-from imgtool.formats.qcow2.repair.header import switch_header
 from imgtool.formats.qcow2.schema import Autoclear, ExtensionType
 from imgtool.storage.base import Storage
 
@@ -20,18 +19,23 @@ from imgtool.storage.base import Storage
 def sound_bitmaps(
     storage: Storage, header: Header, findings: Findings
 ) -> tuple[Header, list[Bitmap]]:
-    """Return the bitmaps of an image, and its header: without any if they were damaged."""
+    """Return the bitmaps of an image, and its header: without any if they are damaged.
+
+    Writing that header is left to the caller.
+    """
+    state = new_state(storage, header, Findings(CheckResult()))
     try:
         bitmaps = read_bitmaps(storage, header)
-        state = new_state(storage, header, Findings(CheckResult()))
         count_bitmaps(state, bitmaps)
         reason = state.findings.result.messages
     except CorruptImage as error:
         reason = [error.reason]
+    finally:
+        state.charge.release()
     if not reason:
         return header, bitmaps
     findings.corruption(f"Dropping all bitmaps: {reason[0]}")
     dropped = header.with_extension(ExtensionType.BITMAPS, None)._replace(
         autoclear=header.autoclear & ~Autoclear.BITMAPS,
     )
-    return switch_header(storage, dropped), []
+    return dropped, []

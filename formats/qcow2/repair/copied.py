@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imgtool.formats.qcow2.check.copied import judge
+from imgtool.formats.qcow2.check.l1 import L1Check
 from imgtool.formats.qcow2.check.l2 import L2Check
 from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import State
@@ -20,33 +21,43 @@ if TYPE_CHECKING:
     from imgtool.findings import Findings
 
 _COPIED = np.uint64(COPIED)
+#: L1 entries that are looked at together.
+_STEP = 1 << 17
 
 
-def repair_copied(state: State, refcounts: RefcountCheck, findings: Findings) -> None:
+def repair_copied(
+    state: State, tables: L1Check, refcounts: RefcountCheck, findings: Findings
+) -> None:
     """Correct every COPIED flag that contradicts its refcount, and report it.
 
-    Nothing but the flags may be wrong in the tables any more.
+    Nothing but the flags may be wrong in ``tables`` any more.
     """
-    header, storage = state.header, state.storage
-    words = state.read_table(header.l1_table_offset, header.l1_size)
+    # A flag that is wrongly set lets a shared cluster be written to: those of the tables go first.
+    for first in range(0, state.header.l1_size, _STEP):
+        _repair_l1(state, refcounts, first, findings)
+    reader, offsets = L2Check(state), tables.active_offsets
+    for offset in offsets[state.hold_data(offsets)].tolist():
+        _repair_table(state, refcounts, reader, offset, findings)
+    state.storage.flush()
+
+
+def _repair_l1(state: State, refcounts: RefcountCheck, first: int, findings: Findings) -> None:
+    """Correct the entries of the active L1 table from ``first`` on, a step of them."""
+    place = state.header.l1_table_offset + 8 * first
+    words = state.read_table(place, min(_STEP, state.header.l1_size - first))
     named = np.flatnonzero(words & np.uint64(L1_OFFSET_MASK))
     offsets = (words[named] & np.uint64(L1_OFFSET_MASK)).astype(np.int64)
     found, wrong = judge(refcounts, words[named], offsets >> state.geometry.cluster_bits)
-    for place in np.flatnonzero(wrong).tolist():
-        index = named[place]
+    if not wrong.any():
+        return
+    for number in np.flatnonzero(wrong).tolist():
+        index = int(named[number])
         findings.corruption(
-            f"Repairing OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={words[index]:x} "
-            f"refcount={found[place]}"
+            f"Repairing OFLAG_COPIED L2 cluster: l1_index={first + index} "
+            f"l1_entry={words[index]:x} refcount={found[number]}"
         )
         words[index] ^= _COPIED
-    # A flag that is wrongly set lets a shared cluster be written to: those of the tables go first.
-    if wrong.any():
-        storage.write_at(header.l1_table_offset, table_bytes(words))
-    tables = L2Check(state)
-    offsets = np.unique(offsets)
-    for offset in offsets[state.hold_data(offsets)].tolist():
-        _repair_table(state, refcounts, tables, offset, findings)
-    storage.flush()
+    state.storage.write_at(place, table_bytes(words))
 
 
 def _repair_table(

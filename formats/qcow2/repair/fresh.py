@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from imgtool.errors import ImageError
 from imgtool.formats.qcow2.check.state import State
@@ -30,11 +30,11 @@ class Fresh:
         self.room = max(_MOST_ADDED, self._storage.allocated()) >> self._geometry.cluster_bits
         self._zeros = 0
         self._zero_uses = 0
-        self._avoided: list[int] = []
+        self._avoided: Sequence[int] = ()
 
-    def avoid(self, clusters: Iterable[int]) -> None:
-        """Leave clusters out that entries name which are believed until they have been replaced."""
-        self._avoided = sorted(clusters)
+    def avoid(self, clusters: Sequence[int]) -> None:
+        """Leave clusters, in order, out that entries name which are believed until replaced."""
+        self._avoided = clusters
 
     def take(self, clusters: int) -> int:
         """Take clusters that lie together; return the index of the first. Writes nothing."""

@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 
 #: Entries that are looked at together.
 _STEP = 1 << 17
+#: Of a cluster that is referred to too often: its number, and how often it is.
+_BYTES_PER_CLUSTER = 32
+
+
+def _excess(state: State) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The clusters that are referred to too often, in order, and by how much."""
+    most = (1 << state.geometry.refcount_bits) - 1
+    if most >= 1 << 32:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    clusters, counts = state.tally.above(most)
+    return clusters, counts.astype(np.int64) - most
+
+
+def memory_to_split(state: State) -> int:
+    """About how many bytes :class:`Split` takes for what is referred to too often."""
+    return len(_excess(state)[0]) * _BYTES_PER_CLUSTER
 
 
 class Split:
@@ -37,16 +53,13 @@ class Split:
         self._state = state
         self._bits = state.geometry.cluster_bits
         self._fresh = Fresh(state)
-        most = (1 << state.geometry.refcount_bits) - 1
-        found = list(state.tally.above(most)) if most < 1 << 32 else []
         #: Clusters that are referred to too often, in order, and by how much.
-        self._clusters = np.array([cluster for cluster, _ in found], np.int64)
-        self._excess = {cluster: count - most for cluster, count in found}
+        self._clusters, self._excess = _excess(state)
 
     @property
     def needed(self) -> bool:
         """Whether anything is referred to too often."""
-        return bool(self._excess)
+        return len(self._clusters) > 0
 
     def _hit(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
         """The places of those among ``clusters`` that are referred to too often."""
@@ -57,13 +70,11 @@ class Split:
 
     def _may_leave(self, clusters: range, weight: int, taken: int) -> bool:
         """Whether something should leave the clusters, and go where it takes ``taken`` others."""
-        if taken > self._fresh.room or all(
-            self._excess.get(cluster, 0) <= 0 for cluster in clusters
-        ):
+        first, last = np.searchsorted(self._clusters, (clusters.start, clusters.stop))
+        excess = self._excess[first:last]
+        if taken > self._fresh.room or not bool((excess > 0).any()):
             return False
-        for cluster in clusters:
-            if cluster in self._excess:
-                self._excess[cluster] -= weight
+        excess -= weight
         return True
 
     # L2 tables

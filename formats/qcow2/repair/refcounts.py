@@ -101,6 +101,14 @@ def correct(state: State, refcounts: RefcountCheck, *, lower_only: bool) -> None
     state.storage.flush()
 
 
+def memory_to_rebuild(state: State) -> int:
+    """About how many bytes :func:`rebuild` takes: a table, as numbers and as it is written."""
+    geometry = state.geometry
+    entries = div_round_up(state.tally.clusters, geometry.refcount_block_entries) + 1
+    table = geometry.clusters(8 * entries) << geometry.cluster_bits
+    return 3 * min(table, MAX_REFCOUNT_TABLE_BYTES)
+
+
 def rebuild(state: State) -> Header:
     """Write refcount structures anew, and return the header that names them.
 

@@ -10,6 +10,7 @@ what is past the end of the file must be gone before anything else is put there.
 from __future__ import annotations
 
 import sys
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from imgtool.formats.qcow2.check.l1 import L1Check
 from imgtool.formats.qcow2.check.l2 import L2Check
 from imgtool.formats.qcow2.check.state import State
+from imgtool.formats.qcow2.check.tally import SparseTally
 from imgtool.formats.qcow2.header import Header
 from imgtool.formats.qcow2.repair.entries import L2Repair, mend_l1
 from imgtool.formats.qcow2.repair.fresh import Fresh
@@ -110,12 +112,13 @@ class TableRepair:
         Writing the snapshot table is left to the caller.
         """
         crowded = self._crowded
+        behind = self._named_behind(self._own[crowded])
         if self._cut_off():
             size = align_up(self._storage.size(), self._state.geometry.cluster_size)
             self._storage.truncate(size)
         self._mend_in_place(self._own[~crowded], self._own_weights[~crowded])
         self._storage.flush()
-        self.fresh.avoid(self._named_behind(self._own[crowded]))
+        self.fresh.avoid(behind)
         self._move(self._own[crowded], self._own_weights[crowded])
         self._storage.flush()
         moves = self._active_crowded()
@@ -130,20 +133,23 @@ class TableRepair:
             header = self._move_active()
         return header, [self._move_snapshot(snapshot) for snapshot in snapshots]
 
-    def _named_behind(self, crowded: NDArray[np.int64]) -> set[int]:
+    def _named_behind(self, crowded: NDArray[np.int64]) -> array[int]:
         """Clusters past the end of the file that are named by what is not mended where it lies.
 
         They read as zeros until the L1 tables name other L2 tables: nothing may lie there before.
         """
         bits, size = self._state.geometry.cluster_bits, self._state.file_size
+        found = SparseTally(charge=self._state.charge)
         offsets = self._tables.offsets
-        found = set((offsets[offsets >= size] >> bits).tolist())
+        found.add(offsets[offsets >= size] >> bits)
         reader = L2Check(self._state)
         for offset in crowded.tolist():
             entries = reader.entries(self._read_l2(offset))
             hosts = entries.host[entries.mapped]
-            found.update((hosts[hosts >= np.uint64(size)] >> np.uint64(bits)).tolist())
-        return found
+            hosts = hosts[hosts >= np.uint64(size)]
+            if len(hosts):
+                found.add((hosts >> np.uint64(bits)).astype(np.int64))
+        return array("q", found.found()[0].tobytes())
 
     def _mend_in_place(self, offsets: NDArray[np.int64], weights: Words) -> None:
         stored = self._state.hold_data(offsets)

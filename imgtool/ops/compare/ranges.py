@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from imgtool.device import BlockDevice
-from imgtool.errors import ImageError
+from imgtool.errors import ImageError, OverBudget
 from imgtool.extent import Extent, Kind
 from imgtool.ops.compare.errors import UnknownAllocation, reason
 
@@ -56,6 +56,8 @@ def _padded(device: BlockDevice, total: int) -> Iterator[Extent]:
     """The extents of a disk, and what it lacks to ``total`` bytes."""
     try:
         yield from device.extents()
+    except OverBudget:
+        raise
     except (OSError, ImageError) as error:
         raise UnknownAllocation(
             f"Allocation test failed: {reason(error)}", filename=device.name

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from imgtool.device import BlockDevice
-from imgtool.errors import ImageError
+from imgtool.errors import ImageError, OverBudget
 from imgtool.extent import Extent, Kind
 from imgtool.ops.convert import blocks
 from imgtool.ops.convert.plan import WINDOW, Window, all_of, differing, windows
@@ -197,6 +197,8 @@ class CopyEngine:
             for extent in self._job.source.extents():
                 yield extent
                 end = extent.end
+        except OverBudget:
+            raise  # this would be a way round the budget
         except (OSError, ImageError) as error:
             self._job.warn(f"error while reading block status at offset {end}: {describe(error)}")
             yield Extent(end, self._size - end, Kind.DATA)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import imgtool
-from imgtool.errors import ImageError, ReadOnly
+from imgtool.budget import Budget
+from imgtool.errors import ImageError, OverBudget, ReadOnly
 from imgtool.findings import CheckResult
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.check import check
@@ -24,7 +25,7 @@ from tests.kit.corrupt import flips, overwrites, patch, put
 from tests.kit.disks import NONE, open_disk
 from tests.kit.effort import effort
 from tests.kit.faults import FailingStorage, WrappedStorage, nth
-from tests.kit.limits import within_limits
+from tests.kit.limits import measure, within_limits
 from tests.kit.qcow2 import COMPRESSED, COPIED, CORRUPT, DIRTY, ImageBuilder
 from tests.kit.qcow2_gallery import GALLERY
 from tests.kit.views import View, assert_nothing_lost, view
@@ -290,6 +291,67 @@ def test_dry_run_foretells_and_changes_nothing(name: str) -> None:
         assert foretold.corruptions_fixed == done.corruptions_fixed
         assert foretold.leaks >= foretold.leaks_fixed
         assert foretold.messages == done.messages
+
+
+# What it takes of memory
+
+
+@pytest.mark.parametrize("name", ["512", "v3", "refcount-1"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_too_little_memory_is_found_before_anything_is_written(name: str, dry_run: bool) -> None:
+    """Of each damage the least memory is looked for that does, so much is tried that does not."""
+    builder, image = built(name)
+    for damage_name, damage in DAMAGES.items():
+        damaged = damage(builder, image)
+        low, high, refused = 0, 2 << 20, 0
+        while high - low > 512:
+            middle = (low + high) // 2
+            budget = Budget(max_memory=middle)
+            storage = MemoryStorage(damaged, "x.img")
+            storage.account = budget.account(storage.name)
+            try:
+                repair(storage, "all", dry_run=dry_run)
+                high = middle
+            except OverBudget:
+                assert storage.getvalue() == damaged, (damage_name, middle)
+                low, refused = middle, refused + 1
+            except ImageError:
+                assert damage_name.startswith("cut-"), damage_name
+                break
+            assert budget.taken == 0
+        assert refused or damage_name.startswith("cut-")
+
+
+def test_memory_and_size_in_the_library(tmp_path: Path) -> None:
+    builder, image = built("v3")
+    path = tmp_path / "x.qcow2"
+    path.write_bytes(_LOST(builder, image))
+    before = path.read_bytes()
+    size = imgtool.info(path).virtual_size
+    for budget in (Budget(max_memory=32 << 10), Budget(max_virtual_size=size - 1)):
+        with pytest.raises(OverBudget) as caught:
+            imgtool.check(path, repair="all", budget=budget)
+        assert caught.value.filename == str(path)
+        assert budget.taken == 0
+        assert path.read_bytes() == before
+    enough = Budget(max_memory=4 << 20, max_virtual_size=size)
+    assert imgtool.check(path, repair="all", budget=enough).corruptions_fixed
+    assert enough.taken == 0
+
+
+def test_the_refcounts_of_a_full_tebibyte(tmp_path: Path) -> None:
+    """Each of the surveys lets go of what the one before it has counted."""
+    path = tmp_path / "full.qcow2"
+    imgtool.create(path, 1 << 40, preallocation="metadata")
+    with path.open("r+b") as file:
+        head = file.read(_TABLE_CLUSTERS)
+        file.seek(struct.unpack_from(">Q", head, _TABLE_OFFSET)[0])
+        file.write(bytes(1 << 16))
+
+    report, cost = measure(lambda: imgtool.check(path, repair="all"))
+    assert report.corruptions_fixed > 1 << 24
+    assert report.clean
+    assert cost.memory < 150 << 20
 
 
 # Single damages, looked at closely

@@ -29,7 +29,8 @@ def compare(tally: Tally, truth: Counter[int], chance: random.Random) -> None:
     assert tally.of(chosen).tolist() == [truth[cluster] for cluster in chosen.tolist()]
     limit = chance.choice((0, 1, 5, 255, 65535))
     over = sorted((cluster, n) for cluster, n in truth.items() if n > limit)
-    assert list(tally.above(limit)) == over
+    clusters, counts = tally.above(limit)
+    assert list(zip(clusters.tolist(), counts.tolist(), strict=True)) == over
     unit = chance.choice((1, 7, 64, 2000))
     used = {cluster // unit for cluster, n in truth.items() if n}
     assert set(tally.touched(unit).tolist()) == used

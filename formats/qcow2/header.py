@@ -471,8 +471,8 @@ def _check_tables(header: Header) -> None:
         raise CorruptImage("The active L1 table is too large", header.l1_table_offset)
     if header.l1_size < geometry.l1_entries(header.size):
         raise CorruptImage("The L1 table is too small for the disk", header.l1_table_offset)
-    if header.l1_size:
-        _check_table("The active L1 table", header.l1_table_offset, cluster_size)
+    # QEMU refuses the place of a table without entries as well.
+    _check_table("The active L1 table", header.l1_table_offset, cluster_size)
     if header.luks_header is not None and header.luks_header[0] % cluster_size:
         raise CorruptImage("The LUKS header is not aligned", header.luks_header[0])
 

@@ -70,6 +70,12 @@ FIELD_LIMITS = [
     ),
     ("l1-offset", {}, {"l1_table_offset": (3 << 16) + 8}, CorruptImage),
     ("l1-offset", {}, {"l1_table_offset": 1 << 56}, CorruptImage),
+    (
+        "l1-offset",
+        {"size": 0, "l1_size": 0, "l1_table_offset": 0},
+        {"size": 0, "l1_size": 0, "l1_table_offset": 104},
+        CorruptImage,
+    ),
     ("snapshots", {"nb_snapshots": 65536}, {"nb_snapshots": 65537}, CorruptImage),
     ("snapshots-offset", {"nb_snapshots": 1}, {"snapshots_offset": 512}, CorruptImage),
     ("snapshots-offset", {"nb_snapshots": 1}, {"snapshots_offset": 1 << 56}, CorruptImage),

@@ -173,8 +173,8 @@ class BlockDevice(abc.ABC):
         """Compress ``encoded_size`` bytes; None if that saves nothing. Any thread may call it."""
         raise self._cannot("hold compressed data")
 
-    def write_encoded(self, offset: int, encoded: bytes) -> None:
-        """Store what :meth:`encode` made of the ``encoded_size`` bytes at ``offset``."""
+    def write_encoded(self, offset: int, encoded: Sequence[bytes]) -> None:
+        """Store what :meth:`encode` made of the bytes from ``offset`` on, a piece for each part."""
         raise self._cannot("hold compressed data")
 
     def resize(self, size: int, *, preallocation: str = "off") -> None:

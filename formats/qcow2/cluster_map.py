@@ -216,20 +216,33 @@ class ClusterMap:
             table[index + 1] = (bitmap | bits) & ~(bits << SUBCLUSTERS)
         self.release(old, unless=host - start)
 
-    def link_compressed(self, offset: int, host: int, length: int) -> None:
-        """Map the guest cluster at ``offset`` to ``length`` compressed bytes at ``host``."""
+    def link_compressed(self, offset: int, places: list[tuple[int, int]]) -> None:
+        """Map the guest clusters from ``offset`` on to compressed bytes.
+
+        ``places`` are the host offset and the length of each.
+        """
         geometry = self._header.geometry
-        table = self._metadata.l2_table(offset // geometry.l2_coverage)
         shift = 62 - (geometry.cluster_bits - 8)
-        sectors = (host + length - 1) // 512 - host // 512
-        index = (offset % geometry.l2_coverage) >> geometry.cluster_bits
-        with self.lock:
-            if geometry.extended_l2:
-                index *= 2
-                table[index + 1] = 0
-            old = table[index]
-            table[index] = COMPRESSED | sectors << shift | host
-        self.release(old)
+        entries = array("Q")
+        for host, length in places:
+            sectors = (host + length - 1) // 512 - host // 512
+            entries.append(COMPRESSED | sectors << shift | host)
+        step, done = geometry.l2_entry_size // 8, 0
+        while done < len(entries):
+            table = self._metadata.l2_table(offset // geometry.l2_coverage)
+            index = (offset % geometry.l2_coverage) >> geometry.cluster_bits
+            count = min(len(entries) - done, geometry.l2_entries - index)
+            begin, end = index * step, (index + count) * step
+            with self.lock:
+                old = table[begin:end:step]
+                table[begin:end:step] = entries[done : done + count]
+                if geometry.extended_l2:
+                    table[begin + 1 : end : step] = array("Q", bytes(8 * count))
+            if any_set(old):
+                for entry in old:
+                    self.release(entry)
+            done += count
+            offset += count << geometry.cluster_bits
 
     def make_zero(self, offset: int, end: int, *, unmap: bool, backed: bool) -> None:
         """Make whole guest clusters, all mapped by one L2 table, read as zeros.
@@ -278,16 +291,20 @@ class ClusterMap:
 
     def release(self, entry: int, *, unless: int | None = None, discard: bool = False) -> None:
         """Let go of what an L2 entry referenced, if that is not the cluster at ``unless``."""
-        geometry = self._header.geometry
         if entry & COMPRESSED:
-            host, length = geometry.compressed_range(entry)
-            first = align_down(host, geometry.cluster_size)
-            clusters = geometry.clusters(host + length - first)
-            self._metadata.free_later(first, clusters, discard=discard)
+            host, length = self._header.geometry.compressed_range(entry)
+            self.release_compressed(host, length, discard=discard)
         elif not self._external:
             host = self._host(entry)
             if host and host != unless:
                 self._metadata.free_later(host, 1, discard=discard)
+
+    def release_compressed(self, host: int, length: int, *, discard: bool = False) -> None:
+        """Let go of ``length`` compressed bytes at ``host``, in each host cluster they touch."""
+        geometry = self._header.geometry
+        first = align_down(host, geometry.cluster_size)
+        clusters = geometry.clusters(host + length - first)
+        self._metadata.free_later(first, clusters, discard=discard)
 
     @property
     def _external(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from imgtool.device import BlockDevice, Limits
@@ -405,17 +405,35 @@ class WritableQcow2(Qcow2Device):
             encoded = codecs.deflate(data, level)
         return encoded if len(encoded) < self.header.geometry.cluster_size else None
 
-    def write_encoded(self, offset: int, encoded: bytes) -> None:
-        """Pack ``encoded`` behind the compressed cluster before it."""
+    def write_encoded(self, offset: int, encoded: Sequence[bytes]) -> None:
+        """Pack the clusters ``encoded``, each behind the one before it."""
         geometry = self.header.geometry
-        self._check_write(offset, max(1, min(geometry.cluster_size, self._size - offset)))
+        length = min(len(encoded) << geometry.cluster_bits, self._size - offset)
+        self._check_write(offset, max(1, length))
         with self._changing():
-            self._note_write(offset, min(geometry.cluster_size, self._size - offset))
+            self._note_write(offset, length)
             self._flush_if_crowded()
-            self.metadata.l2_table(offset // geometry.l2_coverage)
-            host = self._packer.place(len(encoded))
-            self.storage.write_at(host, encoded)
-            self.clusters.link_compressed(offset, host, len(encoded))
+            places: list[tuple[int, int]] = []
+            try:
+                for number, piece in enumerate(encoded):
+                    cluster = offset + (number << geometry.cluster_bits)
+                    # The L2 table comes first, so that it lies in front of the data it maps.
+                    self.metadata.l2_table(cluster // geometry.l2_coverage)
+                    places.append((self._packer.place(len(piece)), len(piece)))
+                self._write_packed(places, encoded)
+            except OSError:
+                for host, taken in places:
+                    self.clusters.release_compressed(host, taken)
+                raise
+            self.clusters.link_compressed(offset, places)
+
+    def _write_packed(self, places: list[tuple[int, int]], encoded: Sequence[bytes]) -> None:
+        """Write ``encoded`` to its places, those that follow each other with one request."""
+        first = 0
+        for number, (host, length) in enumerate(places, 1):
+            if number == len(places) or places[number][0] != host + length:
+                self.storage.write_at(places[first][0], b"".join(encoded[first:number]))
+                first = number
 
     # The image as a whole
 

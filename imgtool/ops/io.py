@@ -57,7 +57,7 @@ def write_compressed(device: BlockDevice, offset: int, length: int, pattern: byt
         if encoded is None:
             device.write_at(start, memoryview(cluster)[:inside])
         else:
-            device.write_encoded(start, encoded)
+            device.write_encoded(start, [encoded])
 
 
 def _repeated(pattern: bytes, length: int) -> memoryview:

@@ -228,7 +228,7 @@ class Hammer:
             elif kind == "compress":
                 encoded = disk.encode(stamped(number, end - first))
                 assert encoded is not None
-                disk.write_encoded(offset, encoded)
+                disk.write_encoded(offset, [encoded])
             elif kind == "discard":
                 disk.discard(offset, length)
             else:

@@ -253,14 +253,17 @@ class Bench:
         if not size:
             return
         # A few clusters at once, so that they are packed behind one another.
-        for start in range(offset // size * size, min(offset + length, device.size), size):
+        first = offset // size * size
+        pieces: list[bytes] = []
+        for start in range(first, min(offset + length, device.size), size):
             data = (self._noise(size // 3, seed + start) + b"z" * size)[:size]
             count = min(size, device.size - start)
             encoded = device.encode(data[:count].ljust(size, b"\0"))
             assert encoded is not None
-            self._compressed = True
-            device.write_encoded(start, encoded)
+            pieces.append(encoded)
             self.oracle.write(start, data[:count])
+        self._compressed = True
+        device.write_encoded(first, pieces)
 
     def _resize(self, device: BlockDevice, offset: int) -> None:
         if self.case.version == 2 and self.snapshots:

@@ -380,14 +380,20 @@ class CopyEngine:
         """Store compressed clusters; return room for those that compression does not shrink."""
         target = self._job.target
         extents: list[Extent] = []
+        first, together = begin, list[bytes]()
         for start in range(begin, end, self._unit):
             offset = judged.window.offset + start
             encoded = judged.encoded[start]
             stop = min(offset + self._unit, self._size)
-            if encoded is None or (stop < offset + self._unit and stop < target.size):
-                extents += self._room(judged, offset, stop)
-            else:
-                target.write_encoded(offset, encoded)
+            if encoded is not None and (stop == offset + self._unit or stop == target.size):
+                together.append(encoded)
+                continue
+            if together:
+                target.write_encoded(judged.window.offset + first, together)
+            extents += self._room(judged, offset, stop)
+            first, together = start + self._unit, []
+        if together:
+            target.write_encoded(judged.window.offset + first, together)
         return extents
 
     def _room(self, judged: _Judged, start: int, stop: int) -> list[Extent]:

@@ -283,7 +283,7 @@ class Disk:
         if encoded is None:
             device.write_at(offset, data)
         else:
-            device.write_encoded(offset, encoded)
+            device.write_encoded(offset, [encoded])
 
     def flush(self) -> None:
         self.bench.note(f"{self.layout.file}: flush")

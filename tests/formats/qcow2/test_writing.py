@@ -45,7 +45,7 @@ def sound(path: Path) -> None:
 def pack(device: BlockDevice, cluster: int, byte: bytes) -> None:
     encoded = device.encode(byte * device.encoded_size)
     assert encoded is not None
-    device.write_encoded(cluster * device.encoded_size, encoded)
+    device.write_encoded(cluster * device.encoded_size, [encoded])
 
 
 # Packing
@@ -216,7 +216,7 @@ def test_requests_outside(tmp_path: Path) -> None:
             with pytest.raises(OutOfRange):
                 device.reserve(offset, length)
         with pytest.raises(OutOfRange):
-            device.write_encoded(MiB, b"x")
+            device.write_encoded(MiB, [b"x"])
         device.write_at(MiB, b"")
         device.write_zeroes(MiB, 0)
         device.discard(0, 0)

@@ -168,7 +168,7 @@ class _Execution:
         encoded = device.encode(data)
         if encoded is not None:
             offset = self._chance.randrange(device.size // size) * size
-            device.write_encoded(offset, encoded)
+            device.write_encoded(offset, [encoded])
             self._expect(device, offset, data)
 
     def _amend(self, device: BlockDevice) -> None:

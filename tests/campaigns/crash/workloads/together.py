@@ -36,7 +36,7 @@ def together(bench: Bench) -> None:
     scheduler.run(
         [
             _Thread(shared, whole[number], parts[number], bulk=not number).run
-            for number in range(threads)
+            for number in range(len(whole))
         ]
     )
     bench.log.pause = lambda: None
@@ -44,7 +44,10 @@ def together(bench: Bench) -> None:
 
 
 def _shares(bench: Bench, size: int, unit: int, threads: int) -> tuple[list[Ranges], list[Ranges]]:
-    """What belongs to each thread: whole clusters, and runs of sectors in those that are shared."""
+    """What belongs to each thread: whole clusters, and runs of sectors in those that are shared.
+
+    There are no more than ``threads``.
+    """
     chance = bench.random
     whole: list[Ranges] = [[] for _ in range(threads)]
     parts: list[Ranges] = [[] for _ in range(threads)]
@@ -58,7 +61,9 @@ def _shares(bench: Bench, size: int, unit: int, threads: int) -> tuple[list[Rang
             run = min(chance.choice((1, 1, 2, 5)) * SECTOR, start + length - place)
             parts[chance.randrange(threads)].append((place, run))
             place += run
-    return whole, parts
+    # A small disk may leave some threads without anything: they would have nothing to do.
+    some = [number for number in range(threads) if whole[number] or parts[number]]
+    return [whole[number] for number in some], [parts[number] for number in some]
 
 
 class _Shared:

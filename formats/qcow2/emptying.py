@@ -17,7 +17,7 @@ def make_empty(device: WritableQcow2) -> None:
     """Unmap the whole disk, and give back what only it held. Snapshots keep what is theirs."""
     with device.exclusive():
         device.flush()
-        drop_tables(device, 0, discard=False)
+        drop_tables(device, 0, tables_from(device, 0), discard=False)
         if device.header.has_data_file and device.data is not None:
             device.data.discard(0, device.data.size())
         # What is cut off needs no holes.
@@ -26,18 +26,29 @@ def make_empty(device: WritableQcow2) -> None:
             device.metadata.discard_freed()
 
 
-def drop_tables(device: WritableQcow2, first: int, *, discard: bool = True) -> None:
+def tables_from(device: WritableQcow2, first: int) -> bytearray:
+    """Say which L2 tables from the L1 entry ``first`` on have to be read to be let go of.
+
+    Raises :class:`~imgtool.errors.OverBudget` if that is too much work.
+    """
+    stored = which_stored(device.storage, device.header, device.l1[first:])
+    spend_on(device.storage, device.header, stored)
+    return stored
+
+
+def drop_tables(
+    device: WritableQcow2, first: int, stored: bytearray, *, discard: bool = True
+) -> None:
     """Unmap everything from the L1 entry ``first`` on; what was shown there must not matter.
 
-    Without ``discard`` the host storage is given back only where it is in so many pieces that they
-    had better not be remembered; the rest is the caller's to give back.
+    ``stored`` is what :func:`tables_from` said, before anything was changed. Without ``discard``
+    the host storage is given back only where it is in so many pieces that they had better not be
+    remembered; the rest is the caller's to give back.
     """
     metadata = device.metadata
     dropped = device.l1[first:]
     if not any(dropped):
         return
-    stored = which_stored(device.storage, device.header, dropped)
-    spend_on(device.storage, device.header, stored)
     for l1_index in range(first, len(device.l1)):
         metadata.set_l1_entry(l1_index, 0)
         metadata.flush_if_crowded()

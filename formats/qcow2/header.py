@@ -463,15 +463,14 @@ def _check_tables(header: Header) -> None:
     cluster_size = geometry.cluster_size
     if header.snapshot_count > MAX_SNAPSHOTS:
         raise CorruptImage(f"The image counts {header.snapshot_count} snapshots, too many")
-    if header.snapshot_count:
-        _check_table("The snapshot table", header.snapshots_offset, cluster_size)
+    # QEMU refuses the places of tables without entries as well.
+    _check_table("The snapshot table", header.snapshots_offset, cluster_size)
     if header.size > (1 << 63) - 1:
         raise CorruptImage(f"The disk size {header.size} is too large")
     if header.l1_size * 8 > MAX_L1_BYTES:
         raise CorruptImage("The active L1 table is too large", header.l1_table_offset)
     if header.l1_size < geometry.l1_entries(header.size):
         raise CorruptImage("The L1 table is too small for the disk", header.l1_table_offset)
-    # QEMU refuses the place of a table without entries as well.
     _check_table("The active L1 table", header.l1_table_offset, cluster_size)
     if header.luks_header is not None and header.luks_header[0] % cluster_size:
         raise CorruptImage("The LUKS header is not aligned", header.luks_header[0])

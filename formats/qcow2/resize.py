@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, ImageError
-from imgtool.formats.qcow2.emptying import drop_tables
+from imgtool.formats.qcow2.emptying import drop_tables, tables_from
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
 from imgtool.formats.qcow2.options import SECTOR
 from imgtool.schema.fields import big_endian_bytes
@@ -37,22 +37,24 @@ def resize(device: WritableQcow2, size: int, preallocation: str = "off") -> None
         raise BadOption("Preallocation can't be used for shrinking an image", filename=device.name)
     with device.exclusive():
         device.flush()
+        # Nothing has been changed yet, should that be too much work.
+        stored = tables_from(device, header.geometry.l1_entries(min(size, device.size)))
         # Those that were only just added are in no header yet.
         bitmaps = device.bitmap_store if len(device.bitmap_store) else None
         if bitmaps is not None:
             bitmaps.resize(size)
         if size < device.size:
-            _shrink(device, size)
+            _shrink(device, size, stored)
         elif size > device.size:
-            _grow(device, size, preallocation)
+            _grow(device, size, preallocation, stored)
         if bitmaps is not None:
             bitmaps.store()
 
 
-def _grow(device: WritableQcow2, size: int, preallocation: str) -> None:
+def _grow(device: WritableQcow2, size: int, preallocation: str, stored: bytearray) -> None:
     old = device.size
     # The state of a machine lies behind the disk's end once its snapshot has been applied.
-    _forget_behind_end(device, device.header.geometry.l1_entries(old))
+    _forget_behind_end(device, stored)
     _grow_l1(device, size)
     if device.header.has_data_file and device.data is not None:
         device.data.truncate(max(size, device.data.size()))
@@ -108,21 +110,22 @@ def _grow_l1(device: WritableQcow2, size: int) -> None:
         metadata.free_later(header.l1_table_offset, geometry.clusters(header.l1_size * 8))
 
 
-def _shrink(device: WritableQcow2, size: int) -> None:
+def _shrink(device: WritableQcow2, size: int, stored: bytearray) -> None:
     device.metadata.switch_header(device.header._replace(size=size))
     device.set_size(size)
     # From here on what lies behind the end is never seen again, and goes back to the free.
-    _forget_behind_end(device, device.header.geometry.l1_entries(size))
+    _forget_behind_end(device, stored)
     device.flush()
     if device.header.has_data_file and device.data is not None:
         device.data.truncate(size)
 
 
-def _forget_behind_end(device: WritableQcow2, first: int) -> None:
-    """Let go of the clusters behind the disk's end, and of the L2 tables from ``first`` on."""
+def _forget_behind_end(device: WritableQcow2, stored: bytearray) -> None:
+    """Let go of the clusters behind the disk's end, and of the L2 tables, ``stored`` or not."""
     geometry = device.header.geometry
+    first = geometry.l1_entries(device.size)
     end = first * geometry.l2_coverage
     for cluster in range(align_up(device.size, geometry.cluster_size), end, geometry.cluster_size):
         if any(device.clusters.entry(cluster)):
             device.clusters.unallocate(cluster)
-    drop_tables(device, first)
+    drop_tables(device, first, stored)

@@ -60,15 +60,16 @@ def create_snapshot(device: WritableQcow2, name: str) -> Snapshot:
         if len(device.snapshots) >= MAX_SNAPSHOTS:
             raise ImageError(f"The image has {MAX_SNAPSHOTS} snapshots, the most it can have")
         device.flush()
+        stored = _afford(device, device.l1)
         with _marked_dirty(device):
-            return _create(device, name)
+            return _create(device, name, stored)
 
 
-def _create(device: WritableQcow2, name: str) -> Snapshot:
+def _create(device: WritableQcow2, name: str, stored: bytearray) -> Snapshot:
     metadata = device.metadata
     l1 = device.l1
     # Everything is counted twice first: then nothing that is shared is written in place.
-    _count_again(device, l1)
+    _count_again(device, l1, stored)
     metadata.flush()
     _mark_copied(device)
     offset = _write_l1_copy(device, l1)
@@ -109,14 +110,16 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
             raise CorruptImage(
                 f"The disk size {size} of the snapshot is too large", filename=device.name
             )
+        l1 = _l1_of(device, snapshot)
+        stored, old_stored = _afford(device, l1), _afford(device, device.l1)
         with _marked_dirty(device):
-            _apply(device, snapshot, size)
+            _count_again(device, l1, stored)
+            _apply(device, l1, size, old_stored)
 
 
-def _apply(device: WritableQcow2, snapshot: Snapshot, size: int) -> None:
+def _apply(device: WritableQcow2, l1: array[int], size: int, old_stored: bytearray) -> None:
+    """Make a snapshot's tables, which have been counted once more, those of the disk."""
     metadata, header = device.metadata, device.header
-    l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
-    _count_again(device, l1)
     needed = max(header.geometry.l1_entries(size), len(l1), 1)
     active = array("Q", [entry & ~COPIED for entry in l1])
     active.extend([0] * (needed - len(active)))
@@ -124,7 +127,7 @@ def _apply(device: WritableQcow2, snapshot: Snapshot, size: int) -> None:
     old, old_offset = device.l1, header.l1_table_offset
     device.switch_l1(active, offset, size)
     with device.gate.drained():
-        _let_go(device, old)
+        _let_go(device, old, old_stored)
     metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
     _mark_copied(device)
 
@@ -135,13 +138,13 @@ def delete_snapshot(device: WritableQcow2, name: str) -> None:
         _refuse_data_file(device)
         snapshot = _find(device, {"snapshot.name": name})
         device.flush()
-        header = device.header
-        l1 = read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, header.geometry)
+        l1 = _l1_of(device, snapshot)
+        stored = _afford(device, l1)
         with _marked_dirty(device):
             _switch_table(device, [other for other in device.snapshots if other is not snapshot])
-            _let_go(device, l1)
+            _let_go(device, l1, stored)
             if l1:
-                clusters = header.geometry.clusters(len(l1) * 8)
+                clusters = device.header.geometry.clusters(len(l1) * 8)
                 device.metadata.free_later(snapshot.l1_table_offset, clusters)
             _mark_copied(device)
 
@@ -176,11 +179,21 @@ def _find(device: WritableQcow2, wanted: Mapping[str, str]) -> Snapshot:
     return found
 
 
-def _count_again(device: WritableQcow2, l1: array[int]) -> None:
-    """Count what ``l1`` references once more, or, if that does not fit the refcounts, nothing."""
-    metadata = device.metadata
+def _l1_of(device: WritableQcow2, snapshot: Snapshot) -> array[int]:
+    geometry = device.header.geometry
+    return read_l1(device.storage, snapshot.l1_table_offset, snapshot.l1_size, geometry)
+
+
+def _afford(device: WritableQcow2, l1: array[int]) -> bytearray:
+    """Count the work of going through ``l1`` before anything is changed; say what is stored."""
     stored = which_stored(device.storage, device.header, l1)
     spend_on(device.storage, device.header, stored)
+    return stored
+
+
+def _count_again(device: WritableQcow2, l1: array[int], stored: bytearray) -> None:
+    """Count what ``l1`` references once more, or, if that does not fit the refcounts, nothing."""
+    metadata = device.metadata
     counted = 0
     try:
         for clusters in referenced(device.storage, device.header, l1, stored):
@@ -194,10 +207,10 @@ def _count_again(device: WritableQcow2, l1: array[int]) -> None:
         raise _Refused from error
 
 
-def _let_go(device: WritableQcow2, l1: array[int]) -> None:
+def _let_go(device: WritableQcow2, l1: array[int], stored: bytearray) -> None:
     """Count what ``l1`` references once less; what is free then goes back to the host."""
     metadata = device.metadata
-    for clusters in referenced(device.storage, device.header, l1):
+    for clusters in referenced(device.storage, device.header, l1, stored):
         metadata.allocator.change_many(clusters, -1)
         metadata.discard_freed()
         metadata.flush_if_crowded()

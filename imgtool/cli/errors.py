@@ -53,6 +53,8 @@ def say(who: str, message: str) -> None:
 
 def complain(error: ImageError | OSError, status: int = 1) -> int:
     """Print the error's line and return ``status``, for a command to exit with."""
+    if isinstance(error, BrokenPipeError):
+        raise error  # whoever reads our output has had enough
     say("imgtool", describe(error))
     return status
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from imgtool import __version__
+from imgtool.cli import streams
 from imgtool.cli.errors import ERRORS, complain, say
 
 #: The commands and their help lines: `imgtool --help` imports none of them. Each lives in the
@@ -159,11 +160,8 @@ def _interrupted() -> int:
 
 
 def _prepare() -> None:
-    """Let output that nobody wants go nowhere, and a request to end clean up as Ctrl-C does."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
-            setattr(sys, name, nowhere)
+    """Let no output be lost unnoticed, and a request to end clean up as Ctrl-C does."""
+    streams.prepare()
     for number in _ENDING:
         with contextlib.suppress(ValueError):  # not the main thread
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -210,12 +208,10 @@ def main() -> NoReturn:
     for number in _ENDING:
         with contextlib.suppress(ValueError):
             signal.signal(number, signal.SIG_IGN)
-    if status in (0, _INTERRUPTED):
-        # All is closed. Python's own end frees piece by piece what the system takes back at once,
-        # which takes a sixth of the time of `info`; and a thread that was being started as Ctrl-C
-        # came may wait for its start for ever.
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
+    # All is closed. Python's own end frees piece by piece what the system takes back at once, which
+    # takes a sixth of the time of `info`; it complains of output once more that has been complained
+    # of; and a thread that was being started as Ctrl-C came may wait for its start for ever.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

@@ -36,6 +36,62 @@ def test_closed_stdout(tmp_path: Path) -> None:
     assert (tmp_path / "b.raw").stat().st_size == 1 << 20
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this host has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_for_which_there_is_no_room(tmp_path: Path, unbuffered: str) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    buffering = f"PYTHONUNBUFFERED={unbuffered} "
+    for arguments in ("info a.qcow2", "check a.qcow2", "map a.qcow2", "hash a.qcow2", "--help"):
+        done = shell(f"{buffering}imgtool {arguments} >/dev/full", tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == "imgtool: standard output: No space left on device\n"
+    # Messages that are lost change nothing else.
+    done = shell(f"{buffering}imgtool info nope 2>/dev/full", tmp_path)
+    assert done.returncode == 1
+    done = shell(f"{buffering}imgtool info nope a.qcow2 2>/dev/full", tmp_path)
+    assert done.returncode == 1
+    assert "virtual size: 1 MiB" in done.stdout
+
+
+def test_whoever_reads_the_output_may_have_enough(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "4M")
+    for arguments in ('io -c "read -v 0 4M" a.qcow2', "info --output json a.qcow2"):
+        done = shell(f"imgtool {arguments} | head -c 1", tmp_path)
+        assert (len(done.stdout), done.stderr) == (1, "")
+
+
+def test_a_pipe_that_takes_no_more_for_now(tmp_path: Path) -> None:
+    """Output is never cut short without a word, whatever the pipe is set to."""
+    imgtool.create(tmp_path / "a.qcow2", "4M")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb"), open(writer, "wb") as output:
+        done = subprocess.run(
+            [*COMMAND, "io", "-c", "read -v 0 4M", "a.qcow2"],
+            cwd=tmp_path, env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+            stdout=output, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    for line in done.stderr.splitlines():
+        assert line.startswith("imgtool: standard output: ")
+
+
+def test_closed_stdin(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    assert shell("imgtool io a.qcow2 <&-", tmp_path).returncode == 0
+    done = shell("imgtool inspect - <&-", tmp_path)
+    assert done.returncode == 1
+    assert "character device" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this host has no /dev/zero")
+def test_devices_without_an_end_are_not_inspected(tmp_path: Path) -> None:
+    for device in ("/dev/zero", "/dev/urandom"):
+        done = shell(f"imgtool inspect - <{device}", tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "character device" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_target_goes_when_the_command_is_told_to_end(
     number: signal.Signals, tmp_path: Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from imgtool.cli.errors import ERRORS, describe, printable, say
+from imgtool.cli.errors import ERRORS, complain, printable
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption
 from imgtool.units import parse_size
@@ -115,7 +115,7 @@ def carry_out(session: Session, verbs: Mapping[str, Verb], text: str) -> bool:
     except Refused as error:
         click.echo(printable(str(error)))
     except ERRORS as error:
-        say("imgtool", describe(error))
+        complain(error)
     return False
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Collection
 from dataclasses import replace
 from typing import IO, cast
 
 from imgtool.chain import Opener, Source, storage_for
+from imgtool.errors import ImageError
 from imgtool.inspection import Inspection, NotSeen, Region
 from imgtool.ops.inspect.session import Session
 from imgtool.ops.inspect.stream import Inspector
@@ -33,6 +35,8 @@ def inspect(
     ``OSError`` if it can't be read, and :class:`~imgtool.errors.ImageError` if it can't be opened;
     what is wrong with its contents is in the result.
     """
+    if not isinstance(source, (str, os.PathLike, Storage)):
+        _refuse_endless(source)
     if not isinstance(source, (str, os.PathLike, Storage)) and not _seeks(source):
         name = getattr(source, "name", None)
         inspector = Inspector(
@@ -54,6 +58,20 @@ def inspect(
     finally:
         if storage is not source:
             storage.close()
+
+
+def _refuse_endless(file: IO[bytes]) -> None:
+    """Raise :class:`ImageError` for character devices, which can seek and have no end."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError, ValueError):
+        return
+    if stat.S_ISCHR(status.st_mode) and not os.isatty(file.fileno()):
+        name = getattr(file, "name", None)
+        raise ImageError(
+            "It is a character device, not a disk image",
+            filename=name if isinstance(name, str) else None,
+        )
 
 
 def _seeks(file: IO[bytes]) -> bool:

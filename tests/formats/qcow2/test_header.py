@@ -79,6 +79,7 @@ FIELD_LIMITS = [
     ("snapshots", {"nb_snapshots": 65536}, {"nb_snapshots": 65537}, CorruptImage),
     ("snapshots-offset", {"nb_snapshots": 1}, {"snapshots_offset": 512}, CorruptImage),
     ("snapshots-offset", {"nb_snapshots": 1}, {"snapshots_offset": 1 << 56}, CorruptImage),
+    ("snapshots-offset", {}, {"snapshots_offset": 16}, CorruptImage),
     ("size", {"size": 512 * MiB}, {"size": 512 * MiB + 1}, CorruptImage),
     ("size", {"size": 0}, {"size": 1 << 63}, CorruptImage),
     ("size", {"size": 0}, {"size": (1 << 64) - 1}, CorruptImage),

@@ -15,6 +15,7 @@ import pytest
 
 from imgtool import __main__ as entry
 from imgtool.cli import main
+from tests.kit.signals import heed
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -40,8 +41,9 @@ def test_a_second_request_does_not_keep_the_target(number: signal.Signals, tmp_p
     (tmp_path / "a.raw").write_bytes(os.urandom(8 << 20))
     command = [sys.executable, "-m", "imgtool", "convert", "-r", "1M", "-f", "raw", "-O", "raw"]
     with subprocess.Popen(
-        [*command, "a.raw", "b.raw"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE
-    ) as running:
+        [*command, "a.raw", "b.raw"],
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, preexec_fn=heed,
+    ) as running:  # fmt: skip
         end = time.monotonic() + 60
         while not (tmp_path / "b.raw").exists() and time.monotonic() < end:
             time.sleep(0.01)

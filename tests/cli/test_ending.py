@@ -82,6 +82,31 @@ def test_ctrl_c_in_a_finalizer_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_callback_comes_later(number: signal.Signals) -> None:
+    """What a weak reference calls cannot raise anything, either."""
+    script = f"""
+import signal, sys, time, weakref
+from imgtool.cli import main
+class Thing: pass
+def work():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda gone: signal.raise_signal({int(number)}))
+    del thing
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.01)
+main.run = work
+main.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "imgtool: Interrupted\n")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK])
 def test_a_file_system_without_locks_is_warned_of_in_one_line(number: int, tmp_path: Path) -> None:

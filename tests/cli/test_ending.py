@@ -35,6 +35,19 @@ def test_ctrl_c_while_the_command_line_is_loaded(
     assert capsys.readouterr().err == "imgtool: Interrupted\n"
 
 
+def test_ctrl_c_before_the_first_statement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "main", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "imgtool: Interrupted\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_request_does_not_keep_the_target(number: signal.Signals, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.campaigns.kills import campaign
+from tests.campaigns import kills
+from tests.campaigns.kills import campaign, kill
 from tests.campaigns.scenarios import CHANGING
+from tests.campaigns.workshop import Workshop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -25,3 +28,20 @@ def test_ended_at_random_moments(number: str, times: int, tmp_path: Path) -> Non
     )
     assert not tally.failures, "\n".join(tally.failures)
     assert sum(tally.cases.values()) == times
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_before_it_has_begun(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is nobody's fault, and what another has said counts for nothing."""
+    workshop = Workshop(CHANGING["create-plain"], tmp_path / "a")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(kills, "imgtool", lambda: time.sleep(60))
+    try:
+        assert kill(workshop, 0.5, number) == "not begun"
+        (workshop.place.parent / "err").write_text("imgtool: Interrupted\n")
+        monkeypatch.setattr(os, "chdir", lambda place: time.sleep(60))
+        assert kill(workshop, 0.5, number) == "not begun"
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -220,12 +220,15 @@ def _show_warning(message: Warning | str, *rest: object) -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    global _told
     try:
         _prepare()
         status = run()
+        # What there was to do has been done: to say anything else now would be wrong.
+        _told = float("inf")
     except KeyboardInterrupt:
         status = _interrupted()
-    # What there was to do has been done, and Python's own end is not to be interrupted.
+    # Python's own end is not to be interrupted.
     for number in _ENDING:
         with contextlib.suppress(ValueError):
             signal.signal(number, signal.SIG_IGN)

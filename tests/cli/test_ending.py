@@ -120,6 +120,28 @@ main.main()
     assert (done.returncode, done.stderr) == (130, "imgtool: Interrupted\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_ctrl_c_once_all_is_done_comes_too_late() -> None:
+    script = """
+import signal
+from imgtool import __main__ as entry
+from imgtool.cli import main
+set_handler = signal.signal
+def late(number, handler):
+    if handler is signal.SIG_IGN:
+        signal.raise_signal(signal.SIGINT)
+    return set_handler(number, handler)
+signal.signal = late
+main.run = lambda: 0
+entry.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK])
 def test_a_file_system_without_locks_is_warned_of_in_one_line(number: int, tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from imgtool.cli.main import run
 from tests.campaigns import kills
 from tests.campaigns.kills import campaign, kill
 from tests.campaigns.scenarios import CHANGING
-from tests.campaigns.workshop import Workshop
+from tests.campaigns.workshop import Workshop, Wrong
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -45,3 +47,23 @@ def test_ended_before_it_has_begun(
         assert kill(workshop, 0.5, number) == "not begun"
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ended_after_its_last_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = Workshop(CHANGING["create-plain"], tmp_path / "a")
+
+    def end_late(words: tuple[str, ...]) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        run(words)
+        time.sleep(1)
+        sys.stderr.write("imgtool: Interrupted\n")
+        sys.exit(130)
+
+    command = workshop.scenario.command
+    monkeypatch.setattr(kills, "imgtool", lambda: end_late(command))
+    assert kill(workshop, 0.5, signal.SIGTERM) == "ended, all done"
+    # Half of it is still wrong.
+    half = ("create", "-q", "-f", "qcow2", "new.qcow2", "2M")
+    monkeypatch.setattr(kills, "imgtool", lambda: end_late(half))
+    with pytest.raises(Wrong):
+        kill(workshop, 0.5, signal.SIGTERM)

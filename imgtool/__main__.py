@@ -17,10 +17,12 @@ def main() -> NoReturn:
     gc.set_threshold(50_000)
     try:
         from imgtool.cli.main import main
+
+        # It looks out for Ctrl-C itself, but not before its first statement.
+        main()
     except KeyboardInterrupt:
         sys.stderr.write("imgtool: Interrupted\n")
         sys.exit(130)
-    main()
 
 
 if __name__ == "__main__":

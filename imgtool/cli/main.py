@@ -166,23 +166,42 @@ def _prepare() -> None:
         with contextlib.suppress(ValueError):  # not the main thread
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _interrupt)
+    sys.unraisablehook = _unraisable
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     # Nothing here multiplies matrices: numpy need not start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _told = float("-inf")
+_number = 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise ``KeyboardInterrupt``, but not while what this run has made is being removed."""
-    global _told
+    global _told, _number
     if _in_finalizer(frame):
-        # What is raised there is thrown away: come back in a moment.
-        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+        # What is raised there is thrown away.
+        _again_soon(number)
     elif time.monotonic() - _told > _PATIENCE:
-        _told = time.monotonic()
+        _told, _number = time.monotonic(), number
         raise KeyboardInterrupt
+
+
+def _again_soon(number: int) -> None:
+    threading.Timer(0.01, signal.raise_signal, (number,)).start()
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """Have a request again that was thrown away: Python calls back where nothing can be raised.
+
+    Those are what weak references call, for one: Python's own, of threads that have ended.
+    """
+    global _told
+    if lost.exc_type is KeyboardInterrupt:
+        _told = float("-inf")
+        _again_soon(_number)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _in_finalizer(frame: FrameType | None) -> bool:
@@ -199,12 +218,15 @@ def _show_warning(message: Warning | str, *rest: object) -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    global _told
     try:
         _prepare()
         status = run()
+        # What there was to do has been done: to say anything else now would be wrong.
+        _told = float("inf")
     except KeyboardInterrupt:
         status = _interrupted()
-    # What there was to do has been done, and Python's own end is not to be interrupted.
+    # Python's own end is not to be interrupted.
     for number in _ENDING:
         with contextlib.suppress(ValueError):
             signal.signal(number, signal.SIG_IGN)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,13 +76,18 @@ def _atheris(target: str, seconds: float, findings: Path) -> int:
     before = set(findings.glob(f"{target}-*.txt"))
     start = time.monotonic()
     command = [sys.executable, "-m", "tests.campaigns.fuzz_atheris", target, str(findings)]
-    with (findings / f"{target}.log").open("w") as log:
+    with (
+        (findings / f"{target}.log").open("w") as log,
+        # libFuzzer ends the process with its corpus still there.
+        tempfile.TemporaryDirectory(prefix="imgtool-fuzz-") as scratch,
+    ):
         status = subprocess.run(
             [*command, f"-max_total_time={max(1, int(seconds))}"],
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={**os.environ, "TMPDIR": scratch},
         ).returncode
     new = sorted(set(findings.glob(f"{target}-*.txt")) - before)
     for path in new:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from imgtool.__main__ import main as imgtool
 from tests.campaigns.running import Tally, named, parser, scratch
 from tests.campaigns.scenarios import CHANGING, Scenario
 from tests.campaigns.workshop import Outcome, Workshop, Wrong
@@ -34,6 +35,8 @@ def start(workshop: Workshop) -> int:
     The child is a copy of this process, so that everything is loaded, and the moments at which it
     is ended are spent on what the command does.
     """
+    for name in ("out", "err"):
+        (workshop.place.parent / name).write_bytes(b"")  # not what the last one said
     child = os.fork()
     if child:
         return child
@@ -41,18 +44,18 @@ def start(workshop: Workshop) -> int:
     try:
         os.chdir(workshop.place)
         for number, name in ((1, "out"), (2, "err")):
-            file = os.open(workshop.place.parent / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            file = os.open(workshop.place.parent / name, os.O_WRONLY)
             os.dup2(file, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["imgtool", *workshop.scenario.command]
         for signal_number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signal_number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from imgtool.cli.main import main
-
-        main()
+        imgtool()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0
+    except KeyboardInterrupt:
+        pass  # before main() could hear of it
     except BaseException:
         import traceback
 
@@ -96,7 +99,13 @@ def kill(workshop: Workshop, delay: float, number: int, *, qemu: bool = False) -
         raise Wrong(f"a traceback: {outcome.err}")
     if outcome.status == _INTERRUPTED and outcome.err.splitlines()[-1:] != ["imgtool: Interrupted"]:
         raise Wrong(f"it says something else: {outcome.err}")
-    notes = workshop.judge(killed=killed, finished=outcome.status == 0, qemu=qemu)
+    try:
+        notes = workshop.judge(killed=killed, finished=outcome.status == 0, qemu=qemu)
+    except Wrong:
+        if outcome.status != _INTERRUPTED:
+            raise
+        # Told between its last act and its end: then all of it is done, and stays.
+        notes = workshop.judge(finished=True, qemu=qemu) | {"all done"}
     done = "finished" if outcome.status == 0 else "ended"
     return ", ".join([done, *sorted(notes)])
 

@@ -15,6 +15,7 @@ import pytest
 
 from imgtool import __main__ as entry
 from imgtool.cli import main
+from tests.kit.signals import heed
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -34,14 +35,28 @@ def test_ctrl_c_while_the_command_line_is_loaded(
     assert capsys.readouterr().err == "imgtool: Interrupted\n"
 
 
+def test_ctrl_c_before_the_first_statement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "main", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "imgtool: Interrupted\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_request_does_not_keep_the_target(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(os.urandom(8 << 20))
     command = [sys.executable, "-m", "imgtool", "convert", "-r", "1M", "-f", "raw", "-O", "raw"]
     with subprocess.Popen(
-        [*command, "a.raw", "b.raw"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE
-    ) as running:
+        [*command, "a.raw", "b.raw"],
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, preexec_fn=heed,
+    ) as running:  # fmt: skip
         end = time.monotonic() + 60
         while not (tmp_path / "b.raw").exists() and time.monotonic() < end:
             time.sleep(0.01)
@@ -78,6 +93,53 @@ def test_ctrl_c_in_a_finalizer_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         assert passed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_callback_comes_later(number: signal.Signals) -> None:
+    """What a weak reference calls cannot raise anything, either."""
+    script = f"""
+import signal, sys, time, weakref
+from imgtool.cli import main
+class Thing: pass
+def work():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda gone: signal.raise_signal({int(number)}))
+    del thing
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.01)
+main.run = work
+main.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "imgtool: Interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_ctrl_c_once_all_is_done_comes_too_late() -> None:
+    script = """
+import signal
+from imgtool import __main__ as entry
+from imgtool.cli import main
+set_handler = signal.signal
+def late(number, handler):
+    if handler is signal.SIG_IGN:
+        signal.raise_signal(signal.SIGINT)
+    return set_handler(number, handler)
+signal.signal = late
+main.run = lambda: 0
+entry.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")

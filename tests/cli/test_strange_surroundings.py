@@ -13,6 +13,7 @@ import pytest
 
 import imgtool
 from imgtool import OpenPolicy, Trust
+from tests.kit.signals import heed
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -99,7 +100,7 @@ def test_a_target_goes_when_the_command_is_told_to_end(
     (tmp_path / "a.raw").write_bytes(os.urandom(8 << 20))
     running = subprocess.Popen(
         [*COMMAND, "convert", "-r", "1M", "-f", "raw", "-O", "raw", "a.raw", "b.raw"],
-        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL,
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL, preexec_fn=heed,
     )  # fmt: skip
     for _ in range(600):
         if (tmp_path / "b.raw").exists():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 
 from tests.fuzz.subjects import SUBJECTS
 from tests.kit.effort import effort
+from tests.kit.fuzz import arena
 from tests.kit.fuzz.arena import Tally, Target, run, targets
-from tests.kit.fuzz.reading import explore
+from tests.kit.fuzz.reading import Outcome, explore
 from tests.kit.fuzz.recipe import Edit, Recipe
 from tests.kit.fuzz.subject import Subject
 
@@ -74,3 +76,25 @@ def test_fixed_numbers(target: Target) -> None:
 def test_some_seconds_of_chance(target: Target) -> None:
     campaign = secrets.token_hex(4)
     _nothing_found(run(target, campaign, seconds=effort(_SECONDS)), campaign)
+
+
+def test_no_number_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: a process that ends early leaves the rest to another."""
+    monkeypatch.setattr(arena, "_CHUNK_SECONDS", 0.0)
+    tally = run(_TARGETS["luks-read"], "fixed", count=5, jobs=2)
+    _nothing_found(tally, "fixed")
+    assert tally.executions == 5
+
+
+def test_a_process_that_dies_takes_one_number_along() -> None:
+    class Deadly(Target):
+        def execute(self, recipe: Recipe) -> Outcome:
+            if recipe == self.recipe("fixed", 1):
+                os._exit(9)
+            return super().execute(recipe)
+
+    tally = run(Deadly(SUBJECTS["luks"], "read"), "fixed", count=4)
+    assert [(found.number, found.signature) for found in tally.findings] == [
+        (1, "the process died: exit 9")
+    ]
+    assert tally.executions == 3

@@ -7,13 +7,19 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from unittest import mock
 
+from imgtool.formats.qcow2 import metadata
 from tests.campaigns.crash.bench import Bench
 from tests.campaigns.crash.judge import StateFile, Wrong, judge
 from tests.campaigns.crash.second import cut_short, qemu_disagrees
 from tests.campaigns.crash.workloads import WORKLOADS
 from tests.kit.crash_states import Choice, Epoch, build, choices, epochs
 from tests.kit.recording import Kind
+
+#: In one recording of so many nothing that has changed waits, so that there is each flush that may
+#: come in the middle of a change. Otherwise it takes images larger than these.
+_AT_ONCE = 4
 
 #: So many choices in a row that lead to states already seen, and an epoch is exhausted.
 _PATIENCE = 24
@@ -79,7 +85,9 @@ class _Seen:
 def record(workload: str, seed: int) -> Bench:
     """Run a workload, and return the bench with all that happened."""
     bench = Bench(seed)
-    WORKLOADS[workload](bench)
+    limit = metadata.DIRTY_LIMIT if seed % _AT_ONCE else -1
+    with mock.patch.object(metadata, "DIRTY_LIMIT", limit):
+        WORKLOADS[workload](bench)
     return bench
 
 

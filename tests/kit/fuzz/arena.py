@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -15,7 +16,8 @@ import re
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
@@ -146,52 +148,66 @@ def run(
     start = time.monotonic()
     whole = Tally()
     context: Any = multiprocessing.get_context("fork")
-    running: dict[Connection, tuple[Any, Any, float]] = {}
-    following = 0
+    running: dict[Connection, tuple[Any, Any, range, float]] = {}
+    numbers = _chunks(count)
+    #: What processes did not come to before their time was up.
+    again: deque[range] = deque()
     _warm_up(target)
 
-    def left() -> bool:
-        in_time = seconds is None or time.monotonic() - start < seconds
-        return in_time and (count is None or following < count)
+    def following() -> range | None:
+        if seconds is not None and time.monotonic() - start >= seconds:
+            return None
+        return again.popleft() if again else next(numbers, None)
 
-    while running or left():
-        while left() and len(running) < jobs:
-            chunk = _CHUNK if count is None else min(_CHUNK, count - following)
+    while True:
+        while len(running) < jobs and (chunk := following()) is not None:
             until = None if seconds is None else start + seconds
             receiver, sender = context.Pipe(duplex=False)
-            current = context.Value("Q", following)
+            current = context.Value("Q", chunk.start)
             process = context.Process(
-                target=_work, args=(target, campaign, following, chunk, until, current, sender)
+                target=_work, args=(target, campaign, chunk, until, current, sender)
             )
             process.start()
             sender.close()
-            running[receiver] = (process, current, time.monotonic())
-            following += chunk
+            running[receiver] = (process, current, chunk, time.monotonic())
+        if not running:
+            break
         for ready in wait(list(running), timeout=5):
             assert isinstance(ready, Connection)
-            process, current, _ = running.pop(ready)
+            process, current, chunk, _ = running.pop(ready)
             try:
-                whole.merge(ready.recv())
+                tally, reached = ready.recv()
+                whole.merge(tally)
             except EOFError:
                 process.join()
+                reached = current.value + 1
                 whole.merge(_lost(target, campaign, current.value, f"exit {process.exitcode}"))
             process.join()
+            if reached < chunk.stop:
+                again.append(range(reached, chunk.stop))
             ready.close()
             whole.seconds = time.monotonic() - start
             if tell is not None:
                 tell(whole)
-        for _, (process, _, began) in running.items():
+        for process, _, _, began in running.values():
             if time.monotonic() - began > _PATIENCE:
                 process.kill()
     whole.seconds = time.monotonic() - start
     return whole
 
 
+def _chunks(count: int | None) -> Iterator[range]:
+    """What one process is given at a time: all numbers, or the first ``count``."""
+    for first in itertools.count(0, _CHUNK):
+        if count is not None and first >= count:
+            return
+        yield range(first, first + _CHUNK if count is None else min(first + _CHUNK, count))
+
+
 def _work(
     target: Target,
     campaign: str,
-    first: int,
-    count: int,
+    chunk: range,
     until: float | None,
     current: Any,
     sender: Connection,
@@ -200,11 +216,14 @@ def _work(
         resource.RLIMIT_AS,
         (status("VmSize") + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]),
     )
-    tally, start = Tally(), time.monotonic()
-    for number in range(first, first + count):
+    tally, start, reached = Tally(), time.monotonic(), chunk.start
+    for number in chunk:
         now = time.monotonic()
-        if now - start > _CHUNK_SECONDS or (until is not None and now > until):
+        if until is not None and now > until:
             break
+        if number > chunk.start and now - start > _CHUNK_SECONDS:
+            break
+        reached = number + 1
         current.value = number
         recipe = target.recipe(campaign, number)
         try:
@@ -213,7 +232,7 @@ def _work(
             tally.executions += 1
             if all(signature(error) != found.signature for found in tally.findings):
                 tally.findings.append(_smaller(target, number, recipe, error))
-    sender.send(tally)
+    sender.send((tally, reached))
     sender.close()
     os._exit(0)
 

@@ -267,6 +267,32 @@ def test_steps_of_every_walk(tmp_path: Path, name: str) -> None:
     assert not imgtool.check(path).corruptions
 
 
+@pytest.mark.parametrize("name", ["resize", "take", "apply", "delete"])
+def test_work_that_is_refused_changes_nothing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "disk.qcow2"
+    imgtool.create(path, "64M", cluster_size="4k")
+    with imgtool.open(path, writable=True) as device:
+        for offset in range(0, 64 * MiB, 2 * MiB):
+            device.write_at(offset, b"x")
+    imgtool.create_snapshot(path, "one")
+    imgtool.bitmap(path, "dirty", "add")
+    calls: dict[str, Callable[[Budget], object]] = {
+        "resize": lambda budget: imgtool.resize(path, MiB, shrink=True, budget=budget),
+        "take": lambda budget: imgtool.create_snapshot(path, "two", budget=budget),
+        "apply": lambda budget: imgtool.apply_snapshot(path, "one", budget=budget),
+        "delete": lambda budget: imgtool.delete_snapshot(path, "one", budget=budget),
+    }
+    if name == "apply":
+        imgtool.bitmap(path, "dirty", "remove")
+    before = path.read_bytes()
+    with pytest.raises(OverBudget):
+        calls[name](Budget(max_work=1))
+    assert path.read_bytes() == before
+    calls[name](Budget(max_work=1000))
+    assert path.read_bytes() != before
+    assert imgtool.check(path).clean
+
+
 def test_salvage_is_no_way_round_the_budget(tmp_path: Path) -> None:
     path = plain(tmp_path / "disk.qcow2")
     with pytest.raises(OverBudget):

@@ -10,7 +10,7 @@ Report = Callable[[str], None]
 #: How many findings a result keeps; each is some 100 bytes.
 KEPT = 1000
 #: How many are told to a listener. A stranger's image can hold thousands of millions.
-TOLD = 10_000
+TOLD = 100_000
 
 
 @dataclass

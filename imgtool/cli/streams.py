@@ -48,6 +48,8 @@ def prepare() -> None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for name, kind in (("stdout", _Output), ("stderr", _Messages)):
         stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue  # somebody else has put their own there
         number = os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno()
         raw = kind(number, "w", closefd=False)
         ours = io.TextIOWrapper(

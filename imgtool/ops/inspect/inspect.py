@@ -37,17 +37,17 @@ def inspect(
     """
     if not isinstance(source, (str, os.PathLike, Storage)):
         _refuse_endless(source)
-    if not isinstance(source, (str, os.PathLike, Storage)) and not _seeks(source):
-        name = getattr(source, "name", None)
-        inspector = Inspector(
-            filename=name if isinstance(name, str) else "<stream>",
-            format=format,
-            max_virtual_size=max_virtual_size,
-            accept=accept,
-        )
-        while chunk := source.read(_CHUNK):
-            inspector.feed(chunk)
-        return inspector.finish()
+        if not _seeks(source):
+            name = getattr(source, "name", None)
+            inspector = Inspector(
+                filename=name if isinstance(name, str) else "<stream>",
+                format=format,
+                max_virtual_size=max_virtual_size,
+                accept=accept,
+            )
+            while chunk := source.read(_CHUNK):
+                inspector.feed(chunk)
+            return inspector.finish()
     session = Session(format=format, max_virtual_size=max_virtual_size, accept=accept)
     # No name is followed, so not even the directory is held open.
     storage = storage_for(source, replace(opener or Opener(), follow=False))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Clusters = NDArray[np.uint64]
 
+#: Up to here tables are looked at one by one, whatever the host stores of them.
+MANY_TABLES = 4096
 #: L1 entries that are looked at together.
 _STEP = 1 << 14
 
@@ -48,10 +50,10 @@ def referenced(
 
 def which_stored(storage: Storage, header: Header, l1: array[int]) -> bytearray:
     """For each entry of ``l1`` 0 if it has no table, or one that lies in a hole, else 1."""
-    from imgtool.formats.qcow2.stored import MANY_TABLES, stored_tables
-
     if len(l1) <= MANY_TABLES:
         return bytearray(1 if entry & L1_OFFSET_MASK else 0 for entry in l1)
+    from imgtool.formats.qcow2.stored import stored_tables
+
     return stored_tables(storage, header.geometry, l1)
 
 

@@ -19,8 +19,6 @@ from imgtool.storage.base import Storage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Up to here tables are looked at one by one, whatever the host stores of them.
-MANY_TABLES = 4096
 #: Ranges of data that are told apart, for each of which the host has stored something.
 _MOST_RANGES = 1 << 20
 _NOWHERE = 1 << 62

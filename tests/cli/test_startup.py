@@ -111,3 +111,8 @@ def test_create_imports_no_heavy_module(tmp_path: Path) -> None:
     assert not raw & {"construct", *_HEAVY}
     qcow2 = _imported_by("create", "-f", "qcow2", str(tmp_path / "a.qcow2"), "1M")
     assert not qcow2 & _HEAVY
+
+
+def test_small_changes_do_without_numpy(image: str) -> None:
+    for arguments in (("resize", "-q", image, "2M"), ("amend", "-o", "lazy_refcounts=on", image)):
+        assert "numpy" not in _imported_by(*arguments)

@@ -13,7 +13,8 @@ from imgtool.findings import Findings
 from imgtool.formats.qcow2.check.tally import Tally
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.header import Header
-from imgtool.formats.qcow2.stored import MANY_TABLES, StoredRanges
+from imgtool.formats.qcow2.references import MANY_TABLES
+from imgtool.formats.qcow2.stored import StoredRanges
 from imgtool.storage.base import Storage
 
 if TYPE_CHECKING:

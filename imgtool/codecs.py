@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import zlib
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
@@ -91,8 +92,8 @@ def inflate(data: ReadableBuffer, limit: int) -> bytes | bytearray:
         raise CorruptImage("Compressed data is not a deflate stream") from error
 
 
-def zstd_compress(data: ReadableBuffer, level: int | None = None) -> bytes:
-    """Compress into one zstd frame."""
+def zstd_compress_all(pieces: Sequence[memoryview], level: int | None = None) -> list[bytes]:
+    """Compress each piece into one zstd frame."""
     import zstandard
 
     if level is not None:
@@ -103,7 +104,30 @@ def zstd_compress(data: ReadableBuffer, level: int | None = None) -> bytes:
     compressor = compressors.get(chosen)
     if compressor is None:
         compressor = compressors[chosen] = zstandard.ZstdCompressor(level=chosen)
-    return compressor.compress(memoryview(data))
+    if len(pieces) > 1 and "multi_compress_to_buffer" in zstandard.backend_features:
+        frames = compressor.multi_compress_to_buffer(list(pieces))
+        return [frames[number].tobytes() for number in range(len(frames))]
+    return [compressor.compress(piece) for piece in pieces]
+
+
+def zstd_decompress_all(
+    pieces: Sequence[memoryview], length: int
+) -> Sequence[ReadableBuffer] | None:
+    """Decompress pieces that are each one frame of ``length`` bytes, or what follows that.
+
+    Returns None if that is not so, or cannot be done: then they have to be looked at one by one.
+    """
+    import zstandard
+
+    if "multi_decompress_to_buffer" not in zstandard.backend_features:
+        return None
+    lengths = memoryview(array("Q", [length]) * len(pieces))
+    try:
+        found = _decompressor().multi_decompress_to_buffer(list(pieces), decompressed_sizes=lengths)
+    except (zstandard.ZstdError, ValueError):
+        return None
+    # What is typed of zstandard does not say that its segments are buffers.
+    return cast("list[ReadableBuffer]", [found[number] for number in range(len(found))])
 
 
 def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
@@ -113,11 +137,7 @@ def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
     """
     import zstandard
 
-    decompressor: zstandard.ZstdDecompressor | None = _per_thread.__dict__.get("unzstd")
-    if decompressor is None:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-        _per_thread.unzstd = decompressor
-    view = memoryview(data)
+    decompressor, view = _decompressor(), memoryview(data)
     try:
         # What a frame says of its size is memory that would be taken for it.
         declared = zstandard.get_frame_parameters(view).content_size
@@ -130,6 +150,17 @@ def zstd_decompress(data: ReadableBuffer, limit: int) -> bytes:
         return _several_frames(decompressor, view, limit)
     except zstandard.ZstdError as error:
         raise CorruptImage("Compressed data is not a zstd frame") from error
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """The calling thread's own: it is not safe to share."""
+    import zstandard
+
+    decompressor: zstandard.ZstdDecompressor | None = _per_thread.__dict__.get("unzstd")
+    if decompressor is None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+        _per_thread.unzstd = decompressor
+    return decompressor
 
 
 def _several_frames(

@@ -166,11 +166,14 @@ class BlockDevice(abc.ABC):
 
     @property
     def encoded_size(self) -> int:
-        """The guest bytes that :meth:`encode` takes at a time; 0 if the format cannot compress."""
+        """The guest bytes that :meth:`encode` makes a piece of; 0 if the format cannot compress."""
         return 0
 
-    def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
-        """Compress ``encoded_size`` bytes; None if that saves nothing. Any thread may call it."""
+    def encode(self, data: ReadableBuffer, level: int | None = None) -> list[bytes | None]:
+        """Compress every ``encoded_size`` bytes; None for those of which that saves nothing.
+
+        Any thread may call it.
+        """
         raise self._cannot("hold compressed data")
 
     def write_encoded(self, offset: int, encoded: Sequence[bytes]) -> None:

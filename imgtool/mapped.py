@@ -9,7 +9,8 @@ from __future__ import annotations
 import abc
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from imgtool import zeros
 from imgtool.device import BlockDevice
@@ -17,9 +18,14 @@ from imgtool.errors import ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.storage.base import Storage
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 #: Encoded bytes that are read in one go, and what may lie between two clusters' without need.
 _ENCODED_BYTES = 4 << 20
 _ENCODED_GAP = 64 << 10
+#: Decoded bytes that are made in one go: they should still be in the cache when they are copied.
+_DECODED_TOGETHER = 1 << 20
 
 
 class DecodedClusters:
@@ -27,11 +33,11 @@ class DecodedClusters:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._clusters: OrderedDict[int, bytes | bytearray] = OrderedDict()
+        self._clusters: OrderedDict[int, bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, key: int) -> bytes | bytearray | None:
+    def get(self, key: int) -> bytes | None:
         """The cluster kept under ``key``."""
         with self._lock:
             cluster = self._clusters.get(key)
@@ -39,7 +45,7 @@ class DecodedClusters:
                 self._clusters.move_to_end(key)
             return cluster
 
-    def keep(self, key: int, cluster: bytes | bytearray) -> None:
+    def keep(self, key: int, cluster: bytes) -> None:
         """Keep a cluster, and let go of those that have not been used for longest."""
         with self._lock:
             if key not in self._clusters:
@@ -75,10 +81,10 @@ class MappedDevice(BlockDevice):
         """
 
     @abc.abstractmethod
-    def _decode(self, extent: Extent, encoded: memoryview) -> bytes | bytearray:
-        """Return the guest bytes, a whole guest cluster, of the COMPRESSED ``extent``.
+    def _decode(self, encoded: Sequence[tuple[Extent, memoryview]]) -> Sequence[ReadableBuffer]:
+        """Return the guest bytes, a whole guest cluster, of each COMPRESSED extent.
 
-        ``encoded`` is what lies in its host range, with zeros past the end of the file.
+        With each extent comes what lies in its host range, with zeros past the end of the file.
         """
 
     def _lies_at(self, offset: int, length: int) -> tuple[Storage, int] | None:
@@ -150,27 +156,46 @@ class MappedDevice(BlockDevice):
         self, pieces: list[tuple[Extent, memoryview]], start: int, end: int
     ) -> None:
         """Decode extents whose encoded bytes lie between ``start`` and ``end`` of the host file."""
-        mask = self._cluster_size - 1
-        kept = self._decoded
-        encoded: memoryview | None = None
+        size, kept = self._cluster_size, self._decoded
+        wanted: list[tuple[Extent, memoryview]] = []
         for extent, part in pieces:
-            storage, host_offset = extent.storage, extent.host_offset
-            assert storage is not None
-            assert host_offset is not None
-            cluster = kept.get(host_offset) if kept is not None else None
+            assert extent.host_offset is not None
+            cluster = kept.get(extent.host_offset) if kept is not None else None
             if cluster is None:
-                if encoded is None:
-                    encoded = memoryview(storage.read_at(start, end - start))
-                first = host_offset - start
-                cluster = self._decode(extent, encoded[first : first + extent.encoded_length])
-                if kept is not None and len(part) <= mask:
-                    # A part was asked for, so the next request is likely for another part.
-                    kept.keep(host_offset, cluster)
-            if len(part) > mask:
-                part[:] = cluster
+                wanted.append((extent, part))
             else:
-                skip = extent.offset & mask
+                skip = extent.offset & (size - 1)
                 part[:] = memoryview(cluster)[skip : skip + len(part)]
+        if not wanted:
+            return
+        storage = wanted[0][0].storage
+        assert storage is not None
+        encoded = memoryview(storage.read_at(start, end - start))
+        step = max(1, _DECODED_TOGETHER // size)
+        for first in range(0, len(wanted), step):
+            self._decode_into(wanted[first : first + step], encoded, start)
+
+    def _decode_into(
+        self, pieces: list[tuple[Extent, memoryview]], encoded: memoryview, start: int
+    ) -> None:
+        """Decode extents of whose host file ``encoded`` holds what lies from ``start`` on."""
+        size = self._cluster_size
+        found = []
+        for extent, _ in pieces:
+            assert extent.host_offset is not None
+            first = extent.host_offset - start
+            found.append((extent, encoded[first : first + extent.encoded_length]))
+        for (extent, part), cluster in zip(pieces, self._decode(found), strict=True):
+            if len(part) == size:
+                part[:] = cluster
+                continue
+            whole = bytes(cluster)
+            skip = extent.offset & (size - 1)
+            part[:] = memoryview(whole)[skip : skip + len(part)]
+            if self._decoded is not None:
+                # A part was asked for, so the next request is likely for another part.
+                assert extent.host_offset is not None
+                self._decoded.keep(extent.host_offset, whole)
 
     def _read_data(self, extent: Extent, view: memoryview) -> None:
         """Read a DATA extent of this image, whole."""

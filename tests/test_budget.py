@@ -146,6 +146,7 @@ WRITING: dict[str, Callable[[Path, Budget], object]] = {
     "dry run": lambda path, budget: imgtool.check(path, repair="all", dry_run=True, budget=budget),
     "resize": lambda path, budget: imgtool.resize(path, MiB // 2, shrink=True, budget=budget),
     "amend": lambda path, budget: imgtool.amend(path, lazy_refcounts=True, budget=budget),
+    "amend refcounts": lambda path, budget: imgtool.amend(path, refcount_bits=8, budget=budget),
     "compact": lambda path, budget: imgtool.compact(path, budget=budget),
     "compact into": lambda path, budget: imgtool.compact(
         path, path.with_name("out"), budget=budget
@@ -594,6 +595,7 @@ def test_the_option_for_work(
         "compact DISK",
         "bitmap --add DISK b",
         "snapshot -c s DISK",
+        "io -c length DISK",
         "check -r all DISK",
         "check -r all --dry-run DISK",
         "create -f qcow2 -b disk.qcow2 -F qcow2 TOP",

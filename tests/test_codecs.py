@@ -22,13 +22,19 @@ KiB = 1 << 10
 Encode = Callable[[bytes], bytes]
 Decode = Callable[[bytes, int], bytes]
 
+
+def _zstd(data: bytes, level: int | None = None) -> bytes:
+    (packed,) = codecs.zstd_compress_all([memoryview(data)], level)
+    return packed
+
+
 CODECS: dict[str, tuple[Encode, Decode]] = {
     "zlib": (codecs.deflate, codecs.inflate),
     "zlib-0": (lambda data: codecs.deflate(data, 0), codecs.inflate),
     "zlib-9": (lambda data: codecs.deflate(data, 9), codecs.inflate),
-    "zstd": (codecs.zstd_compress, codecs.zstd_decompress),
-    "zstd-1": (lambda data: codecs.zstd_compress(data, 1), codecs.zstd_decompress),
-    "zstd-22": (lambda data: codecs.zstd_compress(data, 22), codecs.zstd_decompress),
+    "zstd": (_zstd, codecs.zstd_decompress),
+    "zstd-1": (lambda data: _zstd(data, 1), codecs.zstd_decompress),
+    "zstd-22": (lambda data: _zstd(data, 22), codecs.zstd_decompress),
 }
 
 
@@ -82,7 +88,7 @@ def test_levels_matter() -> None:
     assert (
         len(codecs.deflate(data, 9)) < len(codecs.deflate(data, 1)) < len(codecs.deflate(data, 0))
     )
-    assert len(codecs.zstd_compress(data, 22)) < len(codecs.zstd_compress(data, 1))
+    assert len(_zstd(data, 22)) < len(_zstd(data, 1))
     assert len(codecs.deflate(data)) < len(codecs.deflate(data, 0)) / 3
 
 
@@ -97,7 +103,7 @@ def test_zlib_levels_there_are_not(level: int) -> None:
 @pytest.mark.parametrize("level", [-5, 0, 23])
 def test_zstd_levels_there_are_not(level: int) -> None:
     with pytest.raises(BadOption, match="between 1 and 22"):
-        codecs.zstd_compress(b"x", level)
+        _zstd(b"x", level)
     with pytest.raises(BadOption):
         codecs.check_level("zstd", level)
 
@@ -126,7 +132,7 @@ def test_zstd_frames_of_unknown_size() -> None:
 
 def test_zstd_several_frames() -> None:
     data = samples()[2]
-    packed = codecs.zstd_compress(data[:1000]) + codecs.zstd_compress(data[1000:])
+    packed = _zstd(data[:1000]) + _zstd(data[1000:])
     assert codecs.zstd_decompress(packed, len(data)) == data
     assert codecs.zstd_decompress(packed, 1500) == data[:1500]
 
@@ -193,3 +199,27 @@ def test_many_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(work, seed) for seed in range(8)]:
             done.result()
+
+
+def test_zstd_all_together_is_the_same_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(9)
+    clusters = [chance.randbytes(100 + 10 * number) * 8 for number in range(20)]
+    clusters = [cluster.ljust(4096, b"\0")[:4096] for cluster in clusters]
+    views = [memoryview(cluster) for cluster in clusters]
+    frames = codecs.zstd_compress_all(views)
+    assert frames == [_zstd(cluster) for cluster in clusters]
+    found = codecs.zstd_decompress_all([memoryview(frame + b"\xee" * 9) for frame in frames], 4096)
+    assert found is not None
+    assert [bytes(memoryview(piece)) for piece in found] == clusters
+    monkeypatch.setattr(zstandard, "backend_features", set())
+    assert codecs.zstd_compress_all(views) == frames
+    assert codecs.zstd_decompress_all([memoryview(frames[0])] * 2, 4096) is None
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"no frame", _zstd(bytes(4095)), _zstd(bytes(4097)), _zstd(bytes(4096))[:-3]]
+)
+def test_zstd_all_together_tells_where_one_is_different(bad: bytes) -> None:
+    good = memoryview(_zstd(bytes(4096)))
+    assert codecs.zstd_decompress_all([good, good], 4096) is not None
+    assert codecs.zstd_decompress_all([good, memoryview(bad), good], 4096) is None

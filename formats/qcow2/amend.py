@@ -11,7 +11,7 @@ from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.downgrade import downgrade, judge_downgrade
 from imgtool.formats.qcow2.header import Header, os_bytes
 from imgtool.formats.qcow2.options import refcount_order, version_of
-from imgtool.formats.qcow2.refcount_width import change_refcount_width
+from imgtool.formats.qcow2.refcount_width import change_refcount_width, judge_refcount_width
 from imgtool.formats.qcow2.schema import Autoclear, Compatible, ExtensionType
 from imgtool.formats.qcow2.writable import WritableQcow2
 
@@ -82,6 +82,8 @@ def _judge(device: WritableQcow2, version: int, order: int, options: Mapping[str
         raise BadOption("data-file-raw cannot be set on existing images")
     if version < header.version:
         judge_downgrade(device)
+    if order != header.geometry.refcount_order:
+        judge_refcount_width(device, order)
 
 
 def _upgraded(header: Header) -> Header:

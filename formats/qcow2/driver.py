@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from imgtool.description import SnapshotInfo
 from imgtool.device import BlockDevice, Limits, StoredBitmap
@@ -28,6 +29,9 @@ from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import DecodedClusters, MappedDevice
 from imgtool.storage.base import Storage
 from imgtool.units import align_down
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 #: Guests see whole sectors.
 SECTOR = 512
@@ -259,16 +263,25 @@ class Qcow2Device(MappedDevice):
                     return None
         return self.contents, host + within
 
-    def _decode(self, extent: Extent, encoded: memoryview) -> bytes | bytearray:
+    def _decode(self, encoded: Sequence[tuple[Extent, memoryview]]) -> Sequence[ReadableBuffer]:
         from imgtool import codecs
 
+        if self.header.compression is not Compression.ZSTD:
+            return [self._decode_one(extent, data, codecs.inflate) for extent, data in encoded]
+        if len(encoded) > 1:
+            together = codecs.zstd_decompress_all([data for _, data in encoded], self._cluster_size)
+            if together is not None:
+                return together
+        return [self._decode_one(extent, data, codecs.zstd_decompress) for extent, data in encoded]
+
+    def _decode_one(
+        self,
+        extent: Extent,
+        encoded: memoryview,
+        decompress: Callable[[memoryview, int], bytes | bytearray],
+    ) -> bytes | bytearray:
         offset = extent.host_offset
         assert offset is not None
-        decompress: Callable[[memoryview, int], bytes | bytearray] = (
-            codecs.zstd_decompress
-            if self.header.compression is Compression.ZSTD
-            else codecs.inflate
-        )
         try:
             cluster = decompress(encoded, self._cluster_size)
         except CorruptImage as error:

@@ -28,13 +28,12 @@ def change_refcount_width(
 ) -> None:
     """Give the image refcounts of ``1 << order`` bits. The caller holds the image exclusively.
 
-    Raises :class:`ImageError` if a cluster has more references than the new width can count.
+    What :func:`judge_refcount_width` refuses has been refused before.
     """
     device.metadata.flush()
     old, header = device.allocator, device.header
     geometry = header.geometry._replace(refcount_order=order)
     bits = geometry.cluster_bits
-    _check_fits(device, geometry)
 
     place, table_clusters, block_count = _take_room(old, geometry)
     device.metadata.flush()
@@ -70,8 +69,15 @@ def change_refcount_width(
     metadata.flush()
 
 
-def _check_fits(device: WritableQcow2, geometry: Geometry) -> None:
-    for first, counts in blocks(device.storage, device.header):
+def judge_refcount_width(device: WritableQcow2, order: int) -> None:
+    """Say whether :func:`change_refcount_width` can do it, whose work is counted here.
+
+    Raises :class:`ImageError` if a cluster has more references than the new width can count.
+    """
+    storage, geometry = device.storage, device.header.geometry._replace(refcount_order=order)
+    existing = sum(1 for entry in device.allocator.table if entry & REFCOUNT_OFFSET_MASK)
+    storage.account.spend(existing * (1 + (geometry.cluster_size >> 10)))
+    for first, counts in blocks(storage, device.header):
         over = (counts > geometry.max_refcount).nonzero()[0]
         if len(over):
             cluster = first + int(over[0])

@@ -396,14 +396,16 @@ class WritableQcow2(Qcow2Device):
             return 0
         return self.header.geometry.cluster_size
 
-    def encode(self, data: ReadableBuffer, level: int | None = None) -> bytes | None:
+    def encode(self, data: ReadableBuffer, level: int | None = None) -> list[bytes | None]:
         from imgtool import codecs
 
+        size, view = self.header.geometry.cluster_size, memoryview(data)
+        clusters = [view[start : start + size] for start in range(0, len(view), size)]
         if self.header.compression is Compression.ZSTD:
-            encoded = codecs.zstd_compress(data, level)
+            encoded = codecs.zstd_compress_all(clusters, level)
         else:
-            encoded = codecs.deflate(data, level)
-        return encoded if len(encoded) < self.header.geometry.cluster_size else None
+            encoded = [codecs.deflate(cluster, level) for cluster in clusters]
+        return [piece if len(piece) < size else None for piece in encoded]
 
     def write_encoded(self, offset: int, encoded: Sequence[bytes]) -> None:
         """Pack the clusters ``encoded``, each behind the one before it."""

@@ -53,7 +53,7 @@ def write_compressed(device: BlockDevice, offset: int, length: int, pattern: byt
         inside = min(size, device.size - start)
         cluster = bytearray(size)
         cluster[:inside] = buffer[phase : phase + inside]
-        encoded = device.encode(cluster)
+        (encoded,) = device.encode(cluster)
         if encoded is None:
             device.write_at(start, memoryview(cluster)[:inside])
         else:

@@ -226,7 +226,7 @@ class Hammer:
             if kind == "write":
                 disk.write_at(offset, stamped(number, end - first))
             elif kind == "compress":
-                encoded = disk.encode(stamped(number, end - first))
+                (encoded,) = disk.encode(stamped(number, end - first))
                 assert encoded is not None
                 disk.write_encoded(offset, [encoded])
             elif kind == "discard":

@@ -258,7 +258,7 @@ class Bench:
         for start in range(first, min(offset + length, device.size), size):
             data = (self._noise(size // 3, seed + start) + b"z" * size)[:size]
             count = min(size, device.size - start)
-            encoded = device.encode(data[:count].ljust(size, b"\0"))
+            (encoded,) = device.encode(data[:count].ljust(size, b"\0"))
             assert encoded is not None
             pieces.append(encoded)
             self.oracle.write(start, data[:count])

@@ -10,9 +10,11 @@ from dataclasses import replace
 import click
 
 from imgtool import registry
+from imgtool.budget import Budget
 from imgtool.chain import Opener, OpenPolicy, Reference, storage_for
 from imgtool.cli.common import (
     Command,
+    budget_options,
     cache_option,
     force_share_option,
     format_option,
@@ -36,6 +38,7 @@ from imgtool.secrets import Secrets
 @force_share_option()
 @object_option()
 @trust_options
+@budget_options
 @click.argument("filename", required=False)
 def command(
     lines: tuple[str, ...],
@@ -47,6 +50,7 @@ def command(
     force_share: bool,
     secrets: Secrets,
     policy: OpenPolicy,
+    budget: Budget,
     filename: str | None,
 ) -> int:
     """Read, write and examine ranges of the image FILENAME.
@@ -61,6 +65,7 @@ def command(
         share=force_share,
         cache="none" if nocache else cache,
         secrets=secrets,
+        budget=budget,
     )
     with contextlib.ExitStack() as stack:
         session = Session(None)

@@ -18,6 +18,7 @@ from imgtool.device import BlockDevice
 from imgtool.errors import ImageError, OverBudget
 from imgtool.extent import Extent, Kind
 from imgtool.ops.convert import blocks
+from imgtool.ops.convert.early import EarlyFlush
 from imgtool.ops.convert.plan import WINDOW, Window, all_of, differing, windows
 from imgtool.ops.convert.source import ReadFailed, SourceReader, Warn, describe
 from imgtool.ranges import Ranges, coarsened, common, joined, without
@@ -109,12 +110,14 @@ class CopyEngine:
         self._sharing = job.share
         self._shared = False
         self._zeroed_to = 0
+        self._early: EarlyFlush
         self._started = time.monotonic()
         self._moved = 0
 
     def run(self) -> None:
         """Copy. Raises :class:`ImageError` naming the byte at which reading or writing failed."""
         with Workers(self._job.workers) as workers:
+            self._early = EarlyFlush(workers, self._give_up)
             helpers = [workers.submit(self._carry) for _ in range(workers.count - 1)]
             try:
                 self._carry(self._job.progress)
@@ -162,6 +165,9 @@ class CopyEngine:
         if extents:
             self._write(judged, extents)
             self._written.append(extents)
+            for extent in extents:
+                assert extent.storage is not None
+                self._early.wrote(extent.storage, extent.length)
 
     def _give_up(self, error: BaseException) -> None:
         with self._planning:
@@ -229,8 +235,8 @@ class CopyEngine:
         if job.compress:
             view = memoryview(buffer)
             for begin, end in data:
-                for start in range(begin, end, self._unit):
-                    encoded[start] = job.target.encode(view[start : start + self._unit], job.level)
+                pieces = job.target.encode(view[begin:end], job.level)
+                encoded.update(zip(range(begin, end, self._unit), pieces, strict=True))
         return _Judged(window, buffer, data, zero, encoded)
 
     def _nonzero(self, buffer: bytearray, length: int) -> Ranges:

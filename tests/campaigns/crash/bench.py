@@ -279,7 +279,7 @@ class Disk:
         self.bench.note(f"{self.layout.file}: compressed {offset:#x}")
         data = self.bench.stamp(min(unit, self.size - offset))
         self._put(offset, data)
-        encoded = device.encode(data.ljust(unit, b"\0"))
+        (encoded,) = device.encode(data.ljust(unit, b"\0"))
         if encoded is None:
             device.write_at(offset, data)
         else:

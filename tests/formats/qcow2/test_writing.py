@@ -43,7 +43,7 @@ def sound(path: Path) -> None:
 
 
 def pack(device: BlockDevice, cluster: int, byte: bytes) -> None:
-    encoded = device.encode(byte * device.encoded_size)
+    (encoded,) = device.encode(byte * device.encoded_size)
     assert encoded is not None
     device.write_encoded(cluster * device.encoded_size, [encoded])
 

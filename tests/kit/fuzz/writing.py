@@ -165,7 +165,7 @@ class _Execution:
         if not size or size > 1 << 18 or device.size < size:
             return
         data = b"encoded " * (size // 8)
-        encoded = device.encode(data)
+        (encoded,) = device.encode(data)
         if encoded is not None:
             offset = self._chance.randrange(device.size // size) * size
             device.write_encoded(offset, [encoded])

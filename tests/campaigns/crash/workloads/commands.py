@@ -12,6 +12,7 @@ from tests.campaigns.crash.bench import Bench, Disk
 from tests.campaigns.crash.workloads.common import (
     age,
     base_image,
+    can_share,
     geometry,
     resized,
     snapshot,
@@ -25,8 +26,7 @@ from tests.kit.recording import SECTOR
 def snapshots(bench: Bench) -> None:
     """Snapshots taken, applied and deleted, with writes between."""
     options, _, size = geometry(bench)
-    if options.get("refcount_bits", 16) < 4:
-        options["refcount_bits"] = 4
+    can_share(options)
     disk = bench.image("image", size, options)
     age(disk)
     held: dict[str, bytes] = {}
@@ -145,8 +145,7 @@ def _amend_if_possible(disk: Disk, options: dict[str, object]) -> None:
 def compacting(bench: Bench) -> None:
     """Zeros and lost clusters given back in place, with snapshots or bitmaps in the image."""
     options, unit, size = geometry(bench)
-    if options.get("refcount_bits", 16) < 4:
-        options["refcount_bits"] = 4
+    can_share(options)
     disk = bench.image("image", size, options)
     age(disk)
     for _ in range(4):

@@ -35,6 +35,12 @@ def geometry(bench: Bench, **fixed: Any) -> tuple[dict[str, Any], int, int]:
     return options, 1 << bits, size - chance.choice((0, 0, SECTOR, 5 * SECTOR))
 
 
+def can_share(options: dict[str, Any]) -> None:
+    """Make refcounts wide enough: snapshots share host clusters, each with many compressed ones."""
+    if options.get("refcount_bits", 16) < 8:
+        options["refcount_bits"] = 8
+
+
 def age(disk: Disk, operations: int = 12) -> None:
     """Use a disk for a while, so that free clusters and old tables hold what once was."""
     for _ in range(operations):

@@ -99,7 +99,10 @@ class MetadataMap:
 def metadata_ranges(
     header: Header, snapshots: list[Snapshot], bitmaps: list[Bitmap]
 ) -> list[tuple[int, int]]:
-    """What metadata there is but L2 tables and refcount blocks: host offsets and bytes."""
+    """What metadata there is but L2 tables and refcount blocks: host offsets and bytes.
+
+    Snapshots may share an L1 table, as they share all that it refers to: it is told of once.
+    """
     cluster_size = header.geometry.cluster_size
     found = [
         (0, cluster_size),
@@ -107,7 +110,7 @@ def metadata_ranges(
         (header.l1_table_offset, header.l1_size * 8),
         (header.snapshots_offset, sum(snapshot.size_on_disk for snapshot in snapshots)),
     ]
-    found += [(snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in snapshots]
+    found += dict.fromkeys((one.l1_table_offset, one.l1_size * 8) for one in snapshots)
     found += [(bitmap.table_offset, bitmap.table_size * 8) for bitmap in bitmaps]
     if header.bitmaps is not None:
         found.append((header.bitmaps.directory_offset, header.bitmaps.directory_size))

@@ -31,6 +31,7 @@ from imgtool.formats.qcow2.check.survey import count_references, count_structure
 from imgtool.formats.qcow2.header import Header, read_header
 from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps
 from imgtool.formats.qcow2.repair.copied import repair_copied
+from imgtool.formats.qcow2.repair.fresh import Fresh
 from imgtool.formats.qcow2.repair.header import switch_header
 from imgtool.formats.qcow2.repair.overflow import Split, memory_to_split
 from imgtool.formats.qcow2.repair.refcounts import (
@@ -220,7 +221,7 @@ class _Repair:
         What the repair itself has added is not among what was found; None says it has done nothing.
         """
         broken = self._found.corruptions > 0
-        repair = TableRepair(state, tables)
+        repair = TableRepair(state, tables, self._snapshots)
         misplaced = repair.misplaced()
         if misplaced:
             self._findings.corruption(
@@ -229,16 +230,13 @@ class _Repair:
         if not (broken or misplaced) and snapshots_whole:
             return state, tables, None
         before, old_header, old_end = self._snapshots, self._header, repair.fresh.next
-        self._header, self._snapshots = repair.run(before)
+        self._header, self._snapshots = repair.run()
         if repair.unreadable:
             self._findings.tell(
                 f"{repair.unreadable} guest clusters could not be read: they are zeros now"
             )
         if not snapshots_whole or self._snapshots != before:
-            self._header = write_snapshots(
-                self._storage, self._header, self._snapshots, repair.fresh
-            )
-            self._snapshots = read_snapshots(self._storage, self._header)
+            self._write_snapshots(self._snapshots, repair.fresh)
         state.release()
         state, tables = self._walk(Findings(CheckResult()))
         state.findings = self._findings
@@ -247,11 +245,24 @@ class _Repair:
             state.count(old_header.snapshots_offset, table_size)
         return state, tables, old_end
 
+    def _write_snapshots(self, snapshots: list[Snapshot], fresh: Fresh) -> None:
+        self._header = write_snapshots(self._storage, self._header, snapshots, fresh)
+        # They are listed as they were and as they are now: no more than has been charged already.
+        self._lists.release()
+        self._snapshots = read_snapshots(self._storage, self._header)
+        self._charge_lists()
+
     def _split(self, state: State) -> bool:
         """Copy what more refer to than a refcount can say; return whether there was any."""
         split = Split(state)
         if not split.needed:
             return False
+        snapshots = split.snapshots(self._snapshots)
+        if snapshots != self._snapshots:
+            self._write_snapshots(snapshots, split.fresh)
+            state.release()
+            state, _ = self._walk(Findings(CheckResult()))
+            split = Split(state)
         split.tables(self._snapshots)
         state.release()
         state, tables = self._walk(Findings(CheckResult()))

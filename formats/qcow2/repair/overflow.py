@@ -1,14 +1,15 @@
 """Clusters with more references than a refcount of the image's width can say.
 
 With refcounts of one bit, two guest clusters cannot share a host cluster at all. Those beyond what
-can be counted get copies: first L2 tables, whose entries count once for each L1 entry that names
-the table, then data. A copy is durable before anything names it; that it is named may come later,
-with the refcounts: a repair that is cut short begins anew. What copies may take is bounded; what is
-left then is reported.
+can be counted get copies: first L1 tables that snapshots share, then L2 tables, whose entries count
+once for each L1 entry that names the table, then data. A copy is durable before anything names it;
+that it is named may come later, with the refcounts: a repair that is cut short begins anew. What
+copies may take is bounded; what is left then is reported.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +53,7 @@ class Split:
     def __init__(self, state: State) -> None:
         self._state = state
         self._bits = state.geometry.cluster_bits
-        self._fresh = Fresh(state)
+        self.fresh = Fresh(state)
         #: Clusters that are referred to too often, in order, and by how much.
         self._clusters, self._excess = _excess(state)
 
@@ -72,21 +73,42 @@ class Split:
         """Whether something should leave the clusters, and go where it takes ``taken`` others."""
         first, last = np.searchsorted(self._clusters, (clusters.start, clusters.stop))
         excess = self._excess[first:last]
-        if taken > self._fresh.room or not bool((excess > 0).any()):
+        if taken > self.fresh.room or not bool((excess > 0).any()):
             return False
         excess -= weight
         return True
 
+    # L1 tables
+
+    def snapshots(self, snapshots: list[Snapshot]) -> list[Snapshot]:
+        """Copy L1 tables that too many snapshots share; return the snapshots as they should be."""
+        most = self._state.geometry.max_refcount
+        uses: Counter[tuple[int, int]] = Counter()
+        places: dict[tuple[int, int, int], int] = {}
+        found: list[Snapshot] = []
+        for snapshot in snapshots:
+            table = offset, entries = snapshot.l1_table_offset, snapshot.l1_size
+            copy, uses[table] = uses[table] // most, uses[table] + 1
+            key = (*table, copy)
+            if entries and copy and key not in places:
+                if self._state.geometry.clusters(entries * 8) > self.fresh.room:
+                    return found + snapshots[len(found) :]
+                words = self._state.read_table(offset, entries)
+                places[key] = self.fresh.place(table_bytes(words))
+            found.append(snapshot._replace(l1_table_offset=places.get(key, offset)))
+        return found
+
     # L2 tables
 
     def tables(self, snapshots: list[Snapshot]) -> None:
-        """Copy L2 tables that are named too often. The L1 tables lie each in its own clusters."""
+        """Copy L2 tables that are named too often."""
         header = self._state.header
-        self._split_l1(header.l1_table_offset, header.l1_size)
-        for snapshot in snapshots:
-            self._split_l1(snapshot.l1_table_offset, snapshot.l1_size)
+        self._split_l1(header.l1_table_offset, header.l1_size, 1)
+        uses = Counter((one.l1_table_offset, one.l1_size) for one in snapshots)
+        for (offset, entries), weight in uses.items():
+            self._split_l1(offset, entries, weight)
 
-    def _split_l1(self, offset: int, entries: int) -> None:
+    def _split_l1(self, offset: int, entries: int, weight: int) -> None:
         for start in range(0, entries, _STEP):
             place = offset + 8 * start
             words = self._state.read_table(place, min(_STEP, entries - start))
@@ -97,9 +119,9 @@ class Split:
             changed = False
             for hit in self._hit(clusters).tolist():
                 index, cluster = named[hit], int(clusters[hit])
-                if self._may_leave(range(cluster, cluster + 1), 1, 1):
+                if self._may_leave(range(cluster, cluster + 1), weight, 1):
                     data = self._state.storage.read_at(cluster << self._bits, 1 << self._bits)
-                    words[index] = self._fresh.place(data)
+                    words[index] = self.fresh.place(data)
                     changed = True
             if changed:
                 self._state.storage.flush()
@@ -134,7 +156,7 @@ class Split:
             if self._may_leave(range(cluster, cluster + 1), weight, 1):
                 place = places[hit]
                 data = self._state.storage.read_at(cluster << self._bits, 1 << self._bits)
-                moved = np.uint64(self._fresh.place(data))
+                moved = np.uint64(self.fresh.place(data))
                 words[place] = (words[place] & ~entries.host[place]) | moved
 
     def _split_packed(self, reader: L2Check, entries: Entries, words: Words, weight: int) -> None:
@@ -155,5 +177,5 @@ class Split:
                 data = bytes(inside) + self._state.storage.read_at(start, length)
                 place, shift = places[hit], np.uint64(62 - (self._bits - 8))
                 sectors = (words[place] & ~np.uint64(COMPRESSED)) >> shift
-                moved = np.uint64(self._fresh.place(data) + inside)
+                moved = np.uint64(self.fresh.place(data) + inside)
                 words[place] = np.uint64(COMPRESSED) | (sectors << shift) | moved

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,9 +40,13 @@ _STEP = 1 << 17
 class TableRepair:
     """Repairs the tables that ``tables`` has walked."""
 
-    def __init__(self, state: State, tables: L1Check) -> None:
+    def __init__(self, state: State, tables: L1Check, snapshots: list[Snapshot]) -> None:
         self._state, self._storage = state, state.storage
         self._tables = tables
+        self._snapshots = snapshots
+        #: How many snapshots use each L1 table, and where those that move go.
+        self._uses = Counter(self._l1_of(snapshot) for snapshot in snapshots)
+        self._moved: dict[tuple[int, int], int] = {}
         self.fresh = Fresh(state)
         self._l2 = L2Repair(state, self.fresh)
         #: Host offsets of L2 tables that move, in order, and where they go.
@@ -81,6 +86,7 @@ class TableRepair:
         return (
             int(np.count_nonzero(self._crowded))
             + int(self._active_crowded())
+            + sum(self._snapshot_crowded(table) for table in self._uses)
             + int(self._cut_off())
         )
 
@@ -92,8 +98,8 @@ class TableRepair:
         header = self._state.header
         return self._shared(header.l1_table_offset, header.l1_size * 8)
 
-    def _shared(self, offset: int, length: int) -> bool:
-        """Whether a range that was counted once has other references, or is not all in the file."""
+    def _shared(self, offset: int, length: int, uses: int = 1) -> bool:
+        """Whether a range counted ``uses`` times has other references, or ends past the file."""
         if not length:
             return False
         if offset + length > self._state.file_size:
@@ -102,11 +108,11 @@ class TableRepair:
         counts = self._state.tally.window(
             offset >> geometry.cluster_bits, geometry.clusters(length)
         )
-        return bool((counts > 1).any())
+        return bool((counts > uses).any())
 
     # Repairing
 
-    def run(self, snapshots: list[Snapshot]) -> tuple[Header, list[Snapshot]]:
+    def run(self) -> tuple[Header, list[Snapshot]]:
         """Repair all tables; return the header as it is now, and the snapshots as they should be.
 
         Writing the snapshot table is left to the caller.
@@ -125,13 +131,13 @@ class TableRepair:
         header = self._state.header
         if not moves:
             self._mend_l1_in_place(header.l1_table_offset, header.l1_size)
-        for snapshot in snapshots:
-            if not self._snapshot_crowded(snapshot):
-                self._mend_l1_in_place(snapshot.l1_table_offset, self._snapshot_held(snapshot))
+        for table in self._uses:
+            if not self._snapshot_crowded(table):
+                self._mend_l1_in_place(*table)
         self._storage.flush()
         if moves:
             header = self._move_active()
-        return header, [self._move_snapshot(snapshot) for snapshot in snapshots]
+        return header, [self._move_snapshot(snapshot) for snapshot in self._snapshots]
 
     def _named_behind(self, crowded: NDArray[np.int64]) -> array[int]:
         """Clusters past the end of the file that are named by what is not mended where it lies.
@@ -199,26 +205,33 @@ class TableRepair:
             if not np.array_equal(mended, words):
                 self._storage.write_at(place, table_bytes(mended))
 
-    def _snapshot_held(self, snapshot: Snapshot) -> int:
-        """How many entries of a snapshot's L1 table can be read."""
-        if self._tables.fault(snapshot):
-            return 0
-        return self._held(snapshot.l1_table_offset, snapshot.l1_size)
+    def _l1_of(self, snapshot: Snapshot) -> tuple[int, int]:
+        """Where a snapshot's L1 table lies, and how many of its entries can be read."""
+        offset = snapshot.l1_table_offset
+        return offset, 0 if self._tables.fault(snapshot) else self._held(offset, snapshot.l1_size)
 
-    def _snapshot_crowded(self, snapshot: Snapshot) -> bool:
-        return self._shared(snapshot.l1_table_offset, self._snapshot_held(snapshot) * 8)
+    def _snapshot_crowded(self, table: tuple[int, int]) -> bool:
+        offset, entries = table
+        return self._shared(offset, entries * 8, self._uses[table])
 
     def _move_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """A snapshot with its L1 table where it is mended; one without entries has none."""
-        offset, entries = snapshot.l1_table_offset, self._snapshot_held(snapshot)
+        table = offset, entries = self._l1_of(snapshot)
         if not entries:
             return snapshot._replace(l1_table_offset=0, l1_size=0)
-        if self._snapshot_crowded(snapshot):
-            words = self._state.read_table(offset, entries)
-            mended = self._mend_l1(words)
-            if not np.array_equal(mended, words):
-                offset = self.fresh.place(table_bytes(mended))
-        return snapshot._replace(l1_table_offset=offset, l1_size=entries)
+        if table not in self._moved:
+            self._moved[table] = self._move_l1(table) if self._snapshot_crowded(table) else offset
+        return snapshot._replace(l1_table_offset=self._moved[table], l1_size=entries)
+
+    def _move_l1(self, table: tuple[int, int]) -> int:
+        """Where a snapshot's table goes. One that is right may stay if there is no room."""
+        offset, entries = table
+        words = self._state.read_table(offset, entries)
+        mended = self._mend_l1(words)
+        right = np.array_equal(mended, words)
+        if right and self._state.geometry.clusters(entries * 8) > self.fresh.room:
+            return offset
+        return self.fresh.place(table_bytes(mended))
 
 
 def table_bytes(words: Words) -> bytes:

@@ -151,10 +151,13 @@ class TableRepair:
         reader = L2Check(self._state)
         for offset in crowded.tolist():
             entries = reader.entries(self._read_l2(offset))
-            hosts = entries.host[entries.mapped]
-            hosts = hosts[hosts >= np.uint64(size)]
-            if len(hosts):
-                found.add((hosts >> np.uint64(bits)).astype(np.int64))
+            starts, ends = reader.packed_ranges(entries.entry[entries.compressed])
+            # Compressed data touches three clusters at most.
+            middles = np.minimum(starts + np.uint64(1 << bits), ends - np.uint64(1))
+            for hosts in (entries.host[entries.mapped], starts, middles, ends - np.uint64(1)):
+                past = hosts[hosts >= np.uint64(size)]
+                if len(past):
+                    found.add((past >> np.uint64(bits)).astype(np.int64))
         return array("q", found.found()[0].tobytes())
 
     def _mend_in_place(self, offsets: NDArray[np.int64], weights: Words) -> None:

@@ -99,6 +99,22 @@ class Option(NamedTuple):
         return str(value).replace(",", ",,")
 
 
+#: Options of the host file, which every format has.
+NOCOW = Option(
+    "nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", of_file=True
+)
+EXTENT_SIZE_HINT = Option(
+    "extent_size_hint",
+    "size",
+    "Extent size hint for the image file, 0 to disable",
+    of_file=True,
+)
+#: The same, for those in which every byte of the disk has its place in the file.
+FILE_PREALLOCATION = Option(
+    "preallocation", "str", "Preallocation mode", choices=("off", "falloc", "full"), of_file=True
+)
+
+
 class OptionTable:
     """The options that a format takes, in the order in which ``create`` tells them."""
 

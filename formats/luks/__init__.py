@@ -2,7 +2,7 @@
 
 from imgtool.crypto.luks_options import volume_options
 from imgtool.format import Format
-from imgtool.options import Option, OptionTable
+from imgtool.options import EXTENT_SIZE_HINT, FILE_PREALLOCATION, NOCOW, Option, OptionTable
 
 
 def _probe(head: bytes, tail: bytes) -> int:
@@ -24,25 +24,9 @@ FORMAT = Format(
         (
             Option("size", "size", "Virtual disk size"),
             *volume_options(secret_help="ID of the secret that provides the keyslot passphrase"),
-            Option(
-                "nocow",
-                "bool (on/off)",
-                "Turn off copy-on-write (valid only on btrfs)",
-                of_file=True,
-            ),
-            Option(
-                "preallocation",
-                "str",
-                "Preallocation mode",
-                choices=("off", "falloc", "full"),
-                of_file=True,
-            ),
-            Option(
-                "extent_size_hint",
-                "size",
-                "Extent size hint for the image file, 0 to disable",
-                of_file=True,
-            ),
+            NOCOW,
+            FILE_PREALLOCATION,
+            EXTENT_SIZE_HINT,
         )
     ),
     open_options=OptionTable(

@@ -2,7 +2,7 @@
 
 from imgtool.crypto.luks_options import volume_options
 from imgtool.format import Format
-from imgtool.options import Option, OptionTable
+from imgtool.options import EXTENT_SIZE_HINT, NOCOW, Option, OptionTable
 
 
 def _probe(head: bytes, tail: bytes) -> int:
@@ -10,6 +10,19 @@ def _probe(head: bytes, tail: bytes) -> int:
         return 100
     return 0
 
+
+#: Options of new images that can be changed afterwards.
+_COMPAT = Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])")
+_BACKING = (
+    Option("backing_file", "str", "File name of a base image"),
+    Option("backing_fmt", "str", "Image format of the base image"),
+)
+_DATA_FILE = (
+    Option("data_file", "str", "File name of an external data file"),
+    Option(
+        "data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"
+    ),
+)
 
 FORMAT = Format(
     name="qcow2",
@@ -50,42 +63,20 @@ FORMAT = Format(
                 default="zlib",
             ),
             Option("size", "size", "Virtual disk size"),
-            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
-            Option("backing_file", "str", "File name of a base image"),
-            Option("backing_fmt", "str", "Image format of the base image"),
-            Option("data_file", "str", "File name of an external data file"),
-            Option(
-                "data_file_raw",
-                "bool (on/off)",
-                "The external data file must stay valid as a raw image",
-            ),
+            _COMPAT,
+            *_BACKING,
+            *_DATA_FILE,
             Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates", default="off"),
             Option("refcount_bits", "num", "Width of a reference count entry in bits", default=16),
-            Option(
-                "nocow",
-                "bool (on/off)",
-                "Turn off copy-on-write (valid only on btrfs)",
-                of_file=True,
-            ),
-            Option(
-                "extent_size_hint",
-                "size",
-                "Extent size hint for the image file, 0 to disable",
-                of_file=True,
-            ),
+            NOCOW,
+            EXTENT_SIZE_HINT,
         )
     ),
     amend_options=OptionTable(
         (
-            Option("backing_file", "str", "File name of a base image"),
-            Option("backing_fmt", "str", "Image format of the base image"),
-            Option("compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"),
-            Option("data_file", "str", "File name of an external data file"),
-            Option(
-                "data_file_raw",
-                "bool (on/off)",
-                "The external data file must stay valid as a raw image",
-            ),
+            *_BACKING,
+            _COMPAT,
+            *_DATA_FILE,
             Option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
             Option("refcount_bits", "num", "Width of a reference count entry in bits"),
             Option("size", "size", "Virtual disk size"),

@@ -1,7 +1,7 @@
 """raw: the disk's bytes and nothing else."""
 
 from imgtool.format import Format
-from imgtool.options import Option, OptionTable
+from imgtool.options import EXTENT_SIZE_HINT, FILE_PREALLOCATION, NOCOW, Option, OptionTable
 
 FORMAT = Format(
     name="raw",
@@ -16,25 +16,9 @@ FORMAT = Format(
     create_options=OptionTable(
         (
             Option("size", "size", "Virtual disk size"),
-            Option(
-                "nocow",
-                "bool (on/off)",
-                "Turn off copy-on-write (valid only on btrfs)",
-                of_file=True,
-            ),
-            Option(
-                "preallocation",
-                "str",
-                "Preallocation mode",
-                choices=("off", "falloc", "full"),
-                of_file=True,
-            ),
-            Option(
-                "extent_size_hint",
-                "size",
-                "Extent size hint for the image file, 0 to disable",
-                of_file=True,
-            ),
+            NOCOW,
+            FILE_PREALLOCATION,
+            EXTENT_SIZE_HINT,
         )
     ),
     open_options=OptionTable(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.budget import UNLIMITED, Account
 from imgtool.errors import CorruptImage
+from imgtool.storage.bounds import check_range
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -89,13 +90,16 @@ class Storage(abc.ABC):
             raise CorruptImage(f"{what} lies past the end of the file", offset, filename=self.name)
         return buffer
 
-    @abc.abstractmethod
     def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
         """Cover ``[offset, offset + length)`` with ranges of data and of holes, in order.
 
         Neighbours differ. What lies past the end of the file is a hole. A storage that cannot
-        tell reports all that exists as data.
+        tell reports all that exists as data, as here.
         """
+        end = check_range(offset, length, self.name)
+        inside = max(offset, min(end, self.size()))
+        found = (HostRange(offset, inside - offset, True), HostRange(inside, end - inside, False))
+        return (part for part in found if part.length)
 
     @abc.abstractmethod
     def write_at(self, offset: int, data: ReadableBuffer) -> None:

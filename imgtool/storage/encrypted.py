@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from imgtool.storage.base import HostRange, Storage
+from imgtool.storage.base import Storage
 from imgtool.storage.bounds import check_range, zero_pieces
 from imgtool.units import align_down, align_up
 
@@ -43,14 +43,6 @@ class EncryptedStorage(Storage):
 
     def allocated(self) -> int:
         return self._storage.allocated()
-
-    def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
-        end = check_range(offset, length, self.name)
-        inside = max(offset, min(end, self.size()))
-        if inside > offset:
-            yield HostRange(offset, inside - offset, True)
-        if end > inside:
-            yield HostRange(inside, end - inside, False)
 
     # Reading
 

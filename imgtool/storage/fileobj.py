@@ -6,14 +6,13 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import IO, TYPE_CHECKING, cast
 
 from imgtool import zeros
 from imgtool.errors import Closed, ImageError, ReadOnly
-from imgtool.storage.base import HostRange, Storage
+from imgtool.storage.base import Storage
 from imgtool.storage.bounds import check_offset, check_range, zero_pieces
-from imgtool.storage.holes import merge
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -69,16 +68,6 @@ class FileObjectStorage(Storage):
 
     def allocated(self) -> int:
         return self.size()
-
-    def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
-        end = check_range(offset, length, self.name)
-        inside = max(offset, min(end, self.size()))
-        return merge(
-            (
-                HostRange(offset, inside - offset, True),
-                HostRange(inside, end - inside, False),
-            )
-        )
 
     def read_into(self, offset: int, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer)

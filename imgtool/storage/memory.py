@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from imgtool import zeros
 from imgtool.errors import Closed, ReadOnly
-from imgtool.storage.base import HostRange, Storage
+from imgtool.storage.base import Storage
 from imgtool.storage.bounds import check_offset, check_range
-from imgtool.storage.holes import merge
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -54,16 +53,6 @@ class MemoryStorage(Storage):
 
     def allocated(self) -> int:
         return self.size()
-
-    def ranges(self, offset: int, length: int) -> Iterator[HostRange]:
-        end = check_range(offset, length, self.name)
-        inside = max(offset, min(end, self.size()))
-        return merge(
-            (
-                HostRange(offset, inside - offset, True),
-                HostRange(inside, end - inside, False),
-            )
-        )
 
     def read_into(self, offset: int, buffer: WriteableBuffer) -> int:
         self._check_open()

@@ -143,13 +143,18 @@ def with_bitmaps(**options: object) -> Callable[[Path], None]:
     return build
 
 
+def refcount_block(image: bytes | bytearray) -> int:
+    """Where the first refcounts of an image lie."""
+    table = int.from_bytes(image[48:56], "big")
+    return int.from_bytes(image[table : table + 8], "big")
+
+
 def leaking(folder: Path) -> None:
     """An image in which clusters are counted that nothing uses."""
     path = folder / "a.qcow2"
     make(path, cluster_size=4096)
     data = bytearray(path.read_bytes())
-    table = int.from_bytes(data[48:56], "big")
-    block = int.from_bytes(data[table : table + 8], "big")
+    block = refcount_block(data)
     for number in range(600, 640):
         data[block + 2 * number : block + 2 * number + 2] = b"\0\1"
     path.write_bytes(data.ljust(640 * 4096, b"\xaa"))
@@ -160,8 +165,7 @@ def miscounted(folder: Path) -> None:
     path = folder / "a.qcow2"
     make(path, cluster_size=4096)
     data = bytearray(path.read_bytes())
-    table = int.from_bytes(data[48:56], "big")
-    block = int.from_bytes(data[table : table + 8], "big")
+    block = refcount_block(data)
     for number in range(5, 60):
         data[block + 2 * number : block + 2 * number + 2] = b"\0\0" if number % 2 else b"\0\2"
     path.write_bytes(data)
@@ -437,38 +441,21 @@ def _new_files() -> Iterator[Scenario]:
         yield Scenario(
             f"convert-{name}", sources, ("convert", "-q", *words, "a.qcow2", target), (image,)
         )
-    yield Scenario(
-        "convert-luks",
-        sources,
+    for name, target, form, options in (
+        ("luks", "new.luks", "luks", "key-secret=sec0,iter-time=10"),
         (
-            "convert",
-            "-q",
-            *SECRET,
-            "-O",
-            "luks",
-            "-o",
-            "key-secret=sec0,iter-time=10",
-            "a.qcow2",
-            "new.luks",
-        ),
-        (Image("new.luks", "luks", "made", PASSWORD),),
-    )
-    yield Scenario(
-        "convert-encrypted",
-        sources,
-        (
-            "convert",
-            "-q",
-            *SECRET,
-            "-O",
-            "qcow2",
-            "-o",
-            "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10",
-            "a.qcow2",
+            "encrypted",
             "new.qcow2",
+            "qcow2",
+            "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10",
         ),
-        (Image("new.qcow2", "qcow2", "made", PASSWORD),),
-    )
+    ):
+        yield Scenario(
+            f"convert-{name}",
+            sources,
+            ("convert", "-q", *SECRET, "-O", form, "-o", options, "a.qcow2", target),
+            (Image(target, form, "made", PASSWORD),),
+        )
     yield Scenario(
         "convert-on-base",
         sources_and_base,

@@ -21,6 +21,15 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def ended(script: str) -> tuple[int, str]:
+    """How a program of its own, which heeds signals, ends, and what it says then."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
 def test_ctrl_c_while_the_command_line_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,11 +122,7 @@ def work():
 main.run = work
 main.main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "imgtool: Interrupted\n")
+    assert ended(script) == (130, "imgtool: Interrupted\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -135,11 +140,7 @@ signal.signal = late
 main.run = lambda: 0
 entry.main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=heed,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    assert ended(script) == (0, "")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")

@@ -13,6 +13,8 @@ import uuid
 import zlib
 from collections.abc import Callable
 
+from tests.kit.crc32c import slow_crc32c
+
 SIZE = 4 << 20
 SECTORS = SIZE // 512
 GUEST = b"\xfa\xb8" + b"guest's first bytes".ljust(510, b"\x90")
@@ -198,14 +200,7 @@ def vhd_dynamic(
 # Hyper-V
 
 
-@functools.cache
-def _crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
+_crc32c = functools.cache(slow_crc32c)
 
 
 def _summed(data: bytes) -> bytes:

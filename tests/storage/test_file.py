@@ -19,7 +19,7 @@ from imgtool.storage.base import HostRange
 from imgtool.storage.directory import named_by_user
 from imgtool.storage.file import FileStorage
 from imgtool.storage.memory import MemoryStorage
-from tests.kit.hosts import xfs_disk
+from tests.kit.hosts import loop_device, xfs_disk
 from tests.storage.hosts import without
 
 posix = pytest.mark.skipif(os.name != "posix", reason="only POSIX systems have such files")
@@ -479,13 +479,8 @@ class TestBlockDevice:
     def device(self, tmp_path: Path) -> Iterator[str]:
         backing = tmp_path / "backing"
         backing.write_bytes(b"\xff" * (1 << 20))
-        try:
-            command = ["losetup", "--find", "--show", str(backing)]
-            device = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("loop devices take root, and losetup")
-        yield device.strip()
-        subprocess.run(["losetup", "--detach", device.strip()], check=True)
+        with loop_device(backing) as device:
+            yield str(device)
 
     @pytest.mark.parametrize("cache", ["writeback", "none"])
     def test_a_block_device(self, device: str, cache: str) -> None:

@@ -103,15 +103,20 @@ def test_source_cannot_be_read(tmp_path: Path, name: str, place: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_source_that_is_damaged(tmp_path: Path, source: Path) -> None:
-    image = tmp_path / "image.qcow2"
-    to(image, source)
+def damage(image: Path) -> None:
+    """Make the cluster at 6,553,600 bytes a compressed one that cannot be."""
     with image.open("r+b") as file:
         data = file.read()
         l1 = int.from_bytes(data[40:48], "big")
         l2 = int.from_bytes(data[l1 : l1 + 8], "big") & 0x00FFFFFFFFFFFE00
         file.seek(l2 + 8 * 100)
         file.write((1 << 62 | 7).to_bytes(8, "big"))
+
+
+def test_source_that_is_damaged(tmp_path: Path, source: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    to(image, source)
+    damage(image)
     for suffix in ("raw", "qcow2"):
         target = tmp_path / f"target.{suffix}"
         with pytest.raises(ImageError, match=r"reading at byte 6553600") as caught:
@@ -125,12 +130,7 @@ def test_base_that_cannot_be_read(tmp_path: Path, source: Path) -> None:
     base = tmp_path / "base.qcow2"
     write_raw(tmp_path / "other.raw", SIZE, (0, noise(SIZE, 5)))
     to(base, tmp_path / "other.raw", compress=False)
-    with base.open("r+b") as file:
-        data = file.read()
-        l1 = int.from_bytes(data[40:48], "big")
-        l2 = int.from_bytes(data[l1 : l1 + 8], "big") & 0x00FFFFFFFFFFFE00
-        file.seek(l2 + 8 * 100)
-        file.write((1 << 62 | 7).to_bytes(8, "big"))
+    damage(base)
     target = tmp_path / "target.qcow2"
     with pytest.raises(ImageError):
         to(target, source, backing="base.qcow2", backing_format="qcow2")

@@ -11,8 +11,8 @@ from imgtool.ops.compact import compact
 from tests.campaigns.crash.bench import Bench, Disk
 from tests.campaigns.crash.workloads.common import (
     age,
+    aged_and_shareable,
     base_image,
-    can_share,
     geometry,
     resized,
     snapshot,
@@ -25,10 +25,7 @@ from tests.kit.recording import SECTOR
 
 def snapshots(bench: Bench) -> None:
     """Snapshots taken, applied and deleted, with writes between."""
-    options, _, size = geometry(bench)
-    can_share(options)
-    disk = bench.image("image", size, options)
-    age(disk)
+    disk, _ = aged_and_shareable(bench)
     held: dict[str, bytes] = {}
     if bench.random.random() < 0.7:
         snapshot_before(disk, "old", held)
@@ -144,10 +141,7 @@ def _amend_if_possible(disk: Disk, options: dict[str, object]) -> None:
 
 def compacting(bench: Bench) -> None:
     """Zeros and lost clusters given back in place, with snapshots or bitmaps in the image."""
-    options, unit, size = geometry(bench)
-    can_share(options)
-    disk = bench.image("image", size, options)
-    age(disk)
+    disk, unit = aged_and_shareable(bench)
     for _ in range(4):
         start = bench.random.randrange(disk.size // unit + 1) * unit % disk.size
         length = min(bench.random.choice((1, 4, 20)) * unit, disk.size - start)

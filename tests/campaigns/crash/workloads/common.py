@@ -35,12 +35,6 @@ def geometry(bench: Bench, **fixed: Any) -> tuple[dict[str, Any], int, int]:
     return options, 1 << bits, size - chance.choice((0, 0, SECTOR, 5 * SECTOR))
 
 
-def can_share(options: dict[str, Any]) -> None:
-    """Make refcounts wide enough: snapshots share host clusters, each with many compressed ones."""
-    if options.get("refcount_bits", 16) < 8:
-        options["refcount_bits"] = 8
-
-
 def age(disk: Disk, operations: int = 12) -> None:
     """Use a disk for a while, so that free clusters and old tables hold what once was."""
     for _ in range(operations):
@@ -49,6 +43,17 @@ def age(disk: Disk, operations: int = 12) -> None:
     for _ in range(operations // 3):
         step(disk)
     disk.close()
+
+
+def aged_and_shareable(bench: Bench) -> tuple[Disk, int]:
+    """A disk that was used for a while and can be kept in snapshots, and its cluster size."""
+    options, unit, size = geometry(bench)
+    # Snapshots share host clusters, each with many compressed ones: refcounts must be wide enough.
+    if options.get("refcount_bits", 16) < 8:
+        options["refcount_bits"] = 8
+    disk = bench.image("image", size, options)
+    age(disk)
+    return disk, unit
 
 
 def step(disk: Disk) -> None:

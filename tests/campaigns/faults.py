@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.campaigns.running import Tally, named, parser, scratch
-from tests.campaigns.scenarios import SCENARIOS, Scenario
+from tests.campaigns.scenarios import SCENARIOS
+from tests.campaigns.scenarios.model import Scenario
 from tests.campaigns.workshop import Outcome, Workshop, Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
 

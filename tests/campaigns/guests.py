@@ -20,7 +20,7 @@ import numpy as np
 import imgtool
 from tests.campaigns.faults import TIMEOUT
 from tests.campaigns.running import Tally, parser, scratch
-from tests.campaigns.scenarios import ANY, FAST, PASSWORD
+from tests.campaigns.scenarios.folders import ANY, FAST, PASSWORD
 from tests.campaigns.workshop import Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from imgtool.__main__ import main as imgtool
 from tests.campaigns.running import Tally, named, parser, scratch
-from tests.campaigns.scenarios import CHANGING, Scenario
+from tests.campaigns.scenarios import CHANGING
+from tests.campaigns.scenarios.model import Scenario
 from tests.campaigns.workshop import Outcome, Workshop, Wrong
 
 #: A command that has not ended so many seconds after it was told to hangs.

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import imgtool
 from imgtool import BlockDevice
 from tests.campaigns.running import Tally, named, parser, scratch
-from tests.campaigns.scenarios import ANY, FAST, PASSWORD
+from tests.campaigns.scenarios.folders import ANY, FAST, PASSWORD
 from tests.campaigns.workshop import Wrong
 
 SECTOR = 512

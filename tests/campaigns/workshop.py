@@ -17,7 +17,8 @@ import numpy as np
 import imgtool
 from imgtool import ImageError
 from imgtool.cli.main import run
-from tests.campaigns.scenarios import ANY, Image, Scenario
+from tests.campaigns.scenarios.folders import ANY
+from tests.campaigns.scenarios.model import Image, Scenario
 from tests.kit import referee
 
 #: A COPIED flag that is not what the refcount says loses nothing: see :func:`_check`.

@@ -8,6 +8,8 @@ import pytest
 
 from imgtool.storage import holes, locks
 
+posix = pytest.mark.skipif(os.name != "posix", reason="only POSIX systems have such files")
+
 #: All that :func:`without` can take away: what is left is about what Windows has.
 BAREST = (
     "preadv",

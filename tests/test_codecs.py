@@ -108,14 +108,22 @@ def test_zstd_levels_there_are_not(level: int) -> None:
         codecs.check_level("zstd", level)
 
 
-@pytest.mark.parametrize("codec", ["zlib", "zstd"])
 @pytest.mark.usefixtures("engine")
-def test_bombs_stop_at_the_limit(codec: str) -> None:
-    encode, decode = CODECS[codec]
-    bomb = encode(bytes(32 << 20))
+def test_bombs_of_deflate_stop_at_the_limit() -> None:
+    bomb = codecs.deflate(bytes(32 << 20))
     assert len(bomb) < 1 << 20
     for limit in (512, 65536, 2 << 20):
-        assert decode(bomb, limit) == bytes(limit)
+        assert codecs.inflate(bomb, limit) == bytes(limit)
+
+
+def test_bombs_of_zstd_are_refused() -> None:
+    engine = zstandard.ZstdCompressor().compressobj()
+    unsaid = engine.compress(bytes(32 << 20)) + engine.flush()
+    for bomb in (_zstd(bytes(32 << 20)), unsaid):
+        assert len(bomb) < 1 << 20
+        for limit in (512, 65536, 2 << 20):
+            with pytest.raises(CorruptImage):
+                codecs.zstd_decompress(bomb, limit)
 
 
 def test_zstd_frames_of_unknown_size() -> None:
@@ -125,16 +133,35 @@ def test_zstd_frames_of_unknown_size() -> None:
         packed = engine.compress(data) + engine.flush()
         assert zstandard.get_frame_parameters(packed).content_size == zstandard.CONTENTSIZE_UNKNOWN
         assert codecs.zstd_decompress(packed + b"\xee" * 100, len(data)) == data
-        # More than a cluster's worth is cut off, as where the size is known.
-        assert codecs.zstd_decompress(packed, len(data) // 2) == data[: len(data) // 2]
-        assert codecs.zstd_decompress(packed, len(data) * 2)[: len(data)] == data
+        # A cluster that ends inside of the frame, or that the frame does not fill.
+        for length in (len(data) // 2, len(data) - 1, len(data) + 1, len(data) * 2):
+            with pytest.raises(CorruptImage):
+                codecs.zstd_decompress(packed, length)
 
 
-def test_zstd_several_frames() -> None:
-    data = samples()[2]
-    packed = _zstd(data[:1000]) + _zstd(data[1000:])
-    assert codecs.zstd_decompress(packed, len(data)) == data
-    assert codecs.zstd_decompress(packed, 1500) == data[:1500]
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("said", [False, True])
+def test_zstd_several_frames(checksum: bool, said: bool) -> None:
+    def frame(data: bytes) -> bytes:
+        return zstandard.ZstdCompressor(write_content_size=said, write_checksum=checksum).compress(
+            data
+        )
+
+    skipped = (0x184D2A5C).to_bytes(4, "little") + (7).to_bytes(4, "little") + b"nothing"
+    for data in samples():
+        first, rest = data[:300], data[300:]
+        frames = [skipped, frame(first), frame(b""), skipped, frame(rest), b"what follows"]
+        assert codecs.zstd_decompress(b"".join(frames), len(data)) == data
+        assert codecs.zstd_decompress(b"".join(frames), 300) == first
+        for length in (1, 299, 301, len(data) - 1, len(data) + 1):
+            with pytest.raises(CorruptImage):
+                codecs.zstd_decompress(b"".join(frames), length)
+        # A short one, and then the next cluster.
+        with pytest.raises(CorruptImage):
+            codecs.zstd_decompress(frame(first) + frame(data), len(data))
+    for nothing in (skipped, skipped[:-1], frame(b""), frame(b"") * 3, skipped[:4]):
+        with pytest.raises(CorruptImage):
+            codecs.zstd_decompress(nothing, 512)
 
 
 def test_zstd_window_that_takes_too_much_memory() -> None:

@@ -28,7 +28,7 @@ from imgtool.formats.qcow2.snapshots import Snapshot, read_snapshots
 from imgtool.formats.qcow2.tables import L2Tables
 from imgtool.mapped import DecodedClusters, MappedDevice
 from imgtool.storage.base import Storage
-from imgtool.units import align_down
+from imgtool.units import align_down, align_up
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -285,7 +285,7 @@ class Qcow2Device(MappedDevice):
         try:
             cluster = decompress(encoded, self._cluster_size)
         except CorruptImage as error:
-            past = offset >= self.storage.size()
+            past = offset + extent.encoded_length > align_up(self.storage.size(), SECTOR)
             what = "A compressed cluster lies past the end of the file" if past else error.what
             raise CorruptImage(what, offset, filename=self.name) from error
         if len(cluster) != self._cluster_size:

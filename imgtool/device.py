@@ -115,6 +115,17 @@ class BlockDevice(abc.ABC):
         self._check(offset, length)
         return coalesce(self._extents(offset, length)) if length else iter(())
 
+    def kinds(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """Cover a range as :meth:`extents` does, with extents that do not say where bytes lie.
+
+        What is all of a kind is one extent, however many pieces it is in. Any of it may have a host
+        range all the same.
+        """
+        if length is None:
+            length = self.size - offset
+        self._check(offset, length)
+        return coalesce(self._kinds(offset, length)) if length else iter(())
+
     def as_file(self) -> DeviceFile:
         """Return a raw file object over the disk, with a position of its own.
 
@@ -270,6 +281,10 @@ class BlockDevice(abc.ABC):
     @abc.abstractmethod
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Cover the range with extents, contiguous and in order; they need not be coalesced."""
+
+    def _kinds(self, offset: int, length: int) -> Iterator[Extent]:
+        """The same for :meth:`kinds`. A device for which that is less work overrides this."""
+        return self._extents(offset, length)
 
     def _write(self, offset: int, view: memoryview) -> None:
         raise self._cannot("be written")

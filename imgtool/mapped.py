@@ -73,11 +73,14 @@ class MappedDevice(BlockDevice):
         return self._backing
 
     @abc.abstractmethod
-    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
+    def _map(
+        self, offset: int, length: int, *, whole: bool = False, places: bool = True
+    ) -> Iterator[Extent]:
         """Cover the range with this image's own extents (depth 0), in bulk.
 
         COMPRESSED extents are single guest clusters, with the host range of the encoded bytes. For
-        those who only ask what is mapped, ``whole`` allows runs of them, without a host range.
+        those who only ask what is mapped, ``whole`` allows runs of them, without a host range; and
+        for those who do not ask where, no extent needs one without ``places``.
         """
 
     @abc.abstractmethod
@@ -214,13 +217,20 @@ class MappedDevice(BlockDevice):
             zeros.fill(view[inside:])
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return self._through_chain(offset, length, places=True)
+
+    def _kinds(self, offset: int, length: int) -> Iterator[Extent]:
+        return self._through_chain(offset, length, places=False)
+
+    def _through_chain(self, offset: int, length: int, *, places: bool) -> Iterator[Extent]:
         backing = self._backing
         holes = self._data_has_holes
-        for extent in self._map(offset, length, whole=True):
+        for extent in self._map(offset, length, whole=True, places=places or holes):
             if extent.kind is Kind.UNALLOCATED and backing is not None:
                 inside = max(0, min(extent.end, backing.size) - extent.offset)
                 if inside:
-                    for below in backing._extents(extent.offset, inside):
+                    tell = backing._extents if places else backing._kinds
+                    for below in tell(extent.offset, inside):
                         yield below._replace(depth=below.depth + 1)
                 if inside < extent.length:
                     yield extent.clip(extent.offset + inside, extent.end)
@@ -228,8 +238,11 @@ class MappedDevice(BlockDevice):
                 yield extent._replace(storage=None, host_offset=None, encoded_length=0)
             elif extent.kind is Kind.DATA and holes:
                 yield from _split_at_holes(extent)
-            else:
+            elif places or extent.storage is None:
                 yield extent
+            else:
+                # Without it neighbours are told of together.
+                yield extent._replace(storage=None, host_offset=None)
 
 
 def _split_at_holes(extent: Extent) -> Iterator[Extent]:

@@ -188,7 +188,9 @@ class Qcow2Device(MappedDevice):
     def _cluster_size(self) -> int:
         return self.header.geometry.cluster_size
 
-    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
+    def _map(
+        self, offset: int, length: int, *, whole: bool = False, places: bool = True
+    ) -> Iterator[Extent]:
         geometry = self.header.geometry
         coverage = geometry.l2_coverage
         end = offset + length
@@ -201,11 +203,13 @@ class Qcow2Device(MappedDevice):
                 yield self._l2.unmapped(offset, min(end, start) - offset)
             if start < end:
                 stop = min(end, (l1_index + 1) * coverage)
-                yield from self._map_clusters(l1_index, start, stop, whole)
+                yield from self._map_clusters(l1_index, start, stop, whole, places)
                 start = stop
             offset = start
 
-    def _map_clusters(self, l1_index: int, offset: int, end: int, whole: bool) -> Iterator[Extent]:
+    def _map_clusters(
+        self, l1_index: int, offset: int, end: int, whole: bool, places: bool
+    ) -> Iterator[Extent]:
         """Map ``[offset, end)``, which the L2 table ``l1_index`` covers."""
         bits = self.header.geometry.cluster_bits
         base = l1_index * self.header.geometry.l2_coverage
@@ -219,7 +223,8 @@ class Qcow2Device(MappedDevice):
             if table is None:
                 found: Iterable[Extent] = (self._l2.unmapped(offset, end - offset),)
             else:
-                found = self._l2.extents(table, first, count, base + (first << bits), whole=whole)
+                here = base + (first << bits)
+                found = self._l2.extents(table, first, count, here, whole=whole, places=places)
                 told = count * self.header.geometry.l2_entry_size >> 10
             for extent in found:
                 told += 1

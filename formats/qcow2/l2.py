@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import CorruptImage
 from imgtool.extent import Extent, Kind
-from imgtool.formats.qcow2.bulk import numpy_pays
+from imgtool.formats.qcow2.bulk import looped, numpy_pays
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.schema import (
     COMPRESSED,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BULK_ENTRIES = 256
 #: Entries that numpy is given at a time: a table may have a quarter of a million.
 _BULK_STEP = 1 << 16
+#: How many entries, each the one before it moved on by a cluster, take as long as a run of them.
+_RUN_ENTRIES = 32
 
 _ALL = (1 << SUBCLUSTERS) - 1
 #: Bitmaps of clusters whose subclusters are all of one kind.
@@ -76,11 +78,19 @@ class L2Reader(NamedTuple):
     external_data: bool
 
     def extents(
-        self, table: array[int], first: int, count: int, offset: int, *, whole: bool = False
+        self,
+        table: array[int],
+        first: int,
+        count: int,
+        offset: int,
+        *,
+        whole: bool = False,
+        places: bool = True,
     ) -> Iterator[Extent]:
         """Describe ``count`` clusters from entry ``first`` on, the first at guest ``offset``.
 
-        With ``whole`` compressed clusters may come as runs, which have no host range.
+        With ``whole`` compressed clusters may come as runs, which have no host range; without
+        ``places`` all others may, too.
         """
         if self.geometry.extended_l2:
             yield from self._extended(table, first, count, offset)
@@ -90,7 +100,7 @@ class L2Reader(NamedTuple):
             for start in range(0, count, _BULK_STEP):
                 here = offset + (start << self.geometry.cluster_bits)
                 step = min(_BULK_STEP, count - start)
-                yield from self._bulk(table, first + start, step, here, whole)
+                yield from self._bulk(table, first + start, step, here, whole, places)
 
     def unmapped(self, offset: int, length: int) -> Extent:
         """The extent of a range that has no L2 table."""
@@ -103,7 +113,7 @@ class L2Reader(NamedTuple):
     ) -> Iterator[Extent]:
         cluster_size = self.geometry.cluster_size
         entries = table[first : first + count]
-        begin, following, step = 0, -1, 0
+        begin, following, step, runs = 0, -1, 0, 0
         for index, entry in enumerate(entries):
             if entry == following:
                 following += step
@@ -111,12 +121,14 @@ class L2Reader(NamedTuple):
             if whole and entry & COMPRESSED and index and entries[begin] & COMPRESSED:
                 continue
             if index:
+                runs += 1
                 yield self._run(entries[begin], offset, (index - begin) * cluster_size)
                 offset += (index - begin) * cluster_size
             begin = index
             step = cluster_size if self._has_host(entry) else 0
             following = -1 if entry & COMPRESSED else entry + step
         yield self._run(entries[begin], offset, (count - begin) * cluster_size)
+        looped(runs * _RUN_ENTRIES)
 
     def _run(self, entry: int, offset: int, length: int) -> Extent:
         """The extent of clusters that lie one after the other, from that of ``entry`` on."""
@@ -196,7 +208,7 @@ class L2Reader(NamedTuple):
     # Whole tables at once
 
     def _bulk(
-        self, table: array[int], first: int, count: int, offset: int, whole: bool
+        self, table: array[int], first: int, count: int, offset: int, whole: bool, places: bool
     ) -> Iterator[Extent]:
         import numpy as np
 
@@ -217,8 +229,9 @@ class L2Reader(NamedTuple):
         kinds[compressed] = _COMPRESSED
 
         joined = kinds[1:] == kinds[:-1]
-        joined &= hosted[1:] == hosted[:-1]
-        joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(self.geometry.cluster_size))
+        if places:
+            joined &= hosted[1:] == hosted[:-1]
+            joined &= ~hosted[1:] | (host[1:] - host[:-1] == np.uint64(self.geometry.cluster_size))
         joined &= ~compressed[1:]
         if whole:
             joined |= compressed[1:] & compressed[:-1]
@@ -236,7 +249,7 @@ class L2Reader(NamedTuple):
             length = clusters * self.geometry.cluster_size
             if kind == _COMPRESSED:
                 yield self._compressed(entry, offset, length)
-            elif is_hosted:
+            elif is_hosted and places:
                 yield Extent(offset, length, _KINDS[kind], self.data, host_offset)
             else:
                 yield Extent(offset, length, _KINDS[kind])

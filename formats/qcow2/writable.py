@@ -112,7 +112,9 @@ class WritableQcow2(Qcow2Device):
         with self.gate:
             super()._read(offset, view)
 
-    def _map(self, offset: int, length: int, *, whole: bool = False) -> Iterator[Extent]:
+    def _map(
+        self, offset: int, length: int, *, whole: bool = False, places: bool = True
+    ) -> Iterator[Extent]:
         # One L2 table at a time, so that the lock is held briefly and the list stays short; those
         # that are absent before it cost next to nothing.
         coverage = self.header.geometry.l2_coverage
@@ -123,7 +125,7 @@ class WritableQcow2(Qcow2Device):
                 first = offset // coverage
                 there = self._tables.next_mapped(first, min(last, first + _ABSENT))
                 stop = min(end, (there + 1) * coverage)
-                extents = list(super()._map(offset, stop - offset, whole=whole))
+                extents = list(super()._map(offset, stop - offset, whole=whole, places=places))
             yield from extents
             offset = stop
 

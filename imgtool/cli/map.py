@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 from collections.abc import Iterable
 
@@ -31,6 +33,9 @@ _NOTHING = (
     '{{ "start": {}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false, '
     '"compressed": false}}'
 )
+
+#: Lines that are written together.
+_LINES = 256
 
 
 @click.command("map", cls=Command)
@@ -81,18 +86,35 @@ def command(
 
 
 def _print_json(extents: Iterable[Extent], start: int) -> None:
-    from imgtool.cli.render import to_json
-    from imgtool.ops.map import extent_dict
-
     sys.stdout.write("[")
+    lines = map(_json_line, extents)
     separator = ""
-    for extent in extents:
-        pairs = (f'"{name}": {to_json(value)}' for name, value in extent_dict(extent).items())
-        sys.stdout.write(f"{separator}{{ {', '.join(pairs)}}}")
+    while together := ",\n".join(itertools.islice(lines, _LINES)):
+        sys.stdout.write(separator + together)
         separator = ",\n"
     if not separator:
         sys.stdout.write(_NOTHING.format(start))
     sys.stdout.write("]\n")
+
+
+def _json_line(extent: Extent) -> str:
+    what = _json_of_kind(extent.kind, extent.depth, extent.hole)
+    host = "" if extent.host_offset is None else f', "offset": {extent.host_offset}'
+    return f'{{ "start": {extent.offset}, "length": {extent.length}, {what}{host}}}'
+
+
+@functools.lru_cache(maxsize=1024)
+def _json_of_kind(kind: Kind, depth: int, hole: bool) -> str:
+    """What is the same for all extents of a kind: there are millions of them."""
+    from imgtool.cli.render import to_json
+    from imgtool.ops.map import extent_dict
+
+    values = extent_dict(Extent(0, 0, kind, depth=depth, hole=hole))
+    return ", ".join(
+        f'"{name}": {to_json(value)}'
+        for name, value in values.items()
+        if name not in ("start", "length")
+    )
 
 
 def _print_table(extents: Iterable[Extent]) -> None:

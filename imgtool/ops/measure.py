@@ -39,4 +39,4 @@ def measure(
         return measurer(size, checked, None)
     assert source is not None
     with opening.reference(source) as device:
-        return measurer(device.size, checked, device.extents(), device.stored_bitmaps)
+        return measurer(device.size, checked, device.kinds(), device.stored_bitmaps)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 from imgtool.chain import Opener, OpenPolicy, Reference, Source, Trust, open_image
 from imgtool.device import BlockDevice
-from imgtool.extent import Kind
+from imgtool.extent import Extent, Kind, coalesce
 from imgtool.secrets import Secret, Secrets
 
 CONFINED = OpenPolicy(Trust.CONFINED)
@@ -94,6 +94,11 @@ def check_threads(
             done.result()
 
 
+def without_places(extents: Iterable[Extent]) -> list[Extent]:
+    """What extents say but for where bytes lie, neighbours joined."""
+    return list(coalesce(extent._replace(storage=None, host_offset=None) for extent in extents))
+
+
 def check_extents(
     device: BlockDevice,
     content: bytes,
@@ -117,6 +122,7 @@ def check_extents(
     assert position == offset + length
     for before, after in pairwise(found):
         assert not before.joins(after), (before, after)
+    assert without_places(device.kinds(offset, length)) == without_places(found)
     for extent in found:
         inside = content[extent.offset : extent.end]
         if extent.reads_zero:

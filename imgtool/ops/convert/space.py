@@ -51,7 +51,7 @@ def _needed(plan: CreatePlan, source: BlockDevice, base: BlockDevice | None, all
     elif base is not None:
         extents = differing(source, base)
     else:
-        extents = source.extents()
+        extents = source.kinds()
     measurer = plan.format.load_measurer()
     if measurer is None or plan.format.name == "raw":
         # A raw file is as long as its disk, but takes only what is written.

@@ -13,6 +13,7 @@ from imgtool.extent import Extent, Kind, coalesce
 from imgtool.formats.qcow2.geometry import Geometry
 from imgtool.formats.qcow2.l2 import L2Reader
 from imgtool.storage.memory import MemoryStorage
+from tests.kit.disks import without_places
 from tests.kit.qcow2 import COMPRESSED, COPIED, ZERO
 
 BITS = 14
@@ -54,8 +55,13 @@ def test_loop_and_bulk(seed: int) -> None:
         first = chance.randrange(len(table))
         count = chance.randrange(1, len(table) - first + 1)
         for whole in (False, True):
-            one_by_one = seen(reader._standard(table, first, count, first << BITS, whole))
-            assert one_by_one == seen(reader._bulk(table, first, count, first << BITS, whole))
+            part = (table, first, count, first << BITS, whole)
+            one_by_one = seen(reader._standard(*part))
+            assert one_by_one == seen(reader._bulk(*part, places=True))
+        kinds = seen(reader._bulk(*part, places=False))
+        assert (kinds is None) == (one_by_one is None)
+        if kinds is not None and one_by_one is not None:
+            assert without_places(kinds) == without_places(one_by_one)
 
 
 def plain(entry: int, bitmap: int, index: int, storage: MemoryStorage) -> list[Extent]:

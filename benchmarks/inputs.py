@@ -43,7 +43,7 @@ class Scale:
     batch: int
     runs: int
     warm_ups: int
-    #: Whether each run waits until what was written before it has reached the disk.
+    #: Whether each run waits for what was written before it, and for memory that is ready.
     settle: bool = True
 
 
@@ -76,6 +76,7 @@ QUICK = Scale(
     batch=5,
     runs=2,
     warm_ups=0,
+    settle=False,
 )
 
 #: An overlay's changes are spread over the disk in pieces of this size.

@@ -11,20 +11,21 @@ import os
 import tempfile
 from pathlib import Path
 
-#: What stays free in any case, and what is read at a time; bytes.
+#: What stays free in any case, more than any run takes, and what is read at a time; bytes.
 _LEFT = 512 << 20
+_MOST = 6 << 30
 _PIECE = 1 << 20
 
 
 def touch_free(folder: Path) -> None:
-    """Have the host give all memory that is free, which is free again afterwards.
+    """Have the host give what memory a run may take; it is free again afterwards.
 
     The page cache takes it, for the holes of a file in ``folder``: of this process's own memory,
     which counts as its children's, it takes none.
     """
     if not hasattr(os, "posix_fadvise"):
         return
-    amount = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - _LEFT
+    amount = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - _LEFT, _MOST)
     if amount <= 0:
         return
     buffer = bytearray(_PIECE)

@@ -91,6 +91,10 @@ class Qcow2Device(MappedDevice):
             self._incomplete = "password"
         elif not follow:
             self._incomplete = _missing(header, data)
+        # What never changes of the geometry, for small reads: a property takes as long as a sum.
+        self._cluster_bits = header.geometry.cluster_bits
+        self._l2_entries = header.geometry.l2_entries
+        self._within_cluster = header.geometry.cluster_size - 1
         # Plain entries of whole clusters say where the bytes lie without another look.
         self._plain_entries = (
             self._incomplete is None
@@ -238,10 +242,8 @@ class Qcow2Device(MappedDevice):
             raise error.in_file(self.name) from None
 
     def _lies_at(self, offset: int, length: int) -> tuple[Storage, int] | None:
-        geometry = self.header.geometry
-        index = offset >> geometry.cluster_bits
-        entries = geometry.l2_entries
-        l1_index = index // entries
+        mask, entries = self._within_cluster, self._l2_entries
+        l1_index, index = divmod(offset >> self._cluster_bits, entries)
         # The L1 table of a snapshot may be shorter than its disk.
         if not self._plain_entries or l1_index >= len(self._tables.l1):
             return None
@@ -251,19 +253,17 @@ class Qcow2Device(MappedDevice):
             return None  # it is told of where the mapping is looked at
         if table is None:
             return None
-        index %= entries
         entry = table[index]
         host = entry & L2_OFFSET_MASK
-        size = geometry.cluster_size
-        within = offset & (size - 1)
-        if not host or entry & ~_PLAIN_ENTRY or host & (size - 1) or self.contents is None:
+        within = offset & mask
+        if not host or entry & ~_PLAIN_ENTRY or host & mask or self.contents is None:
             return None
-        last = index + ((within + length - 1) >> geometry.cluster_bits)
+        last = index + ((within + length - 1) >> self._cluster_bits)
         if last > index:
             if last >= entries:
                 return None
             for following in table[index + 1 : last + 1]:
-                entry += size
+                entry += mask + 1
                 if following != entry:
                     return None
         return self.contents, host + within

@@ -220,7 +220,9 @@ class FileStorage(Storage):
         view = view.cast("B")
         check_offset(offset, self.name)
         with self._naming:
-            found = self._get(view[: max(0, MAX_OFFSET - offset)], offset)
+            inside = offset <= MAX_OFFSET - len(view)
+            part = view if inside else view[: max(0, MAX_OFFSET - offset)]
+            found = self._get(part, offset)
         if found < len(view):
             zeros.fill(view[found:])
         return found

@@ -26,12 +26,14 @@ LARGEST_REQUEST = 1 << 30
 
 def uninterrupted(call: Callable[..., Result], *arguments: object) -> Result:
     """Make a system call, again where a signal has interrupted it."""
-    for _ in range(_ATTEMPTS):
+    attempts = 0
+    while True:
         try:
             return call(*arguments)
         except InterruptedError:
-            continue
-    return call(*arguments)
+            attempts += 1
+            if attempts > _ATTEMPTS:
+                raise
 
 
 class Descriptor:

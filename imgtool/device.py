@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,10 +110,7 @@ class BlockDevice(abc.ABC):
 
         They are contiguous, in order, coalesced, and nothing is missing.
         """
-        if length is None:
-            length = self.size - offset
-        self._check(offset, length)
-        return coalesce(self._extents(offset, length)) if length else iter(())
+        return self._told_by(self._extents, offset, length)
 
     def kinds(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """Cover a range as :meth:`extents` does, with extents that do not say where bytes lie.
@@ -121,10 +118,15 @@ class BlockDevice(abc.ABC):
         What is all of a kind is one extent, however many pieces it is in. Any of it may have a host
         range all the same.
         """
+        return self._told_by(self._kinds, offset, length)
+
+    def _told_by(
+        self, tell: Callable[[int, int], Iterator[Extent]], offset: int, length: int | None
+    ) -> Iterator[Extent]:
         if length is None:
             length = self.size - offset
         self._check(offset, length)
-        return coalesce(self._kinds(offset, length)) if length else iter(())
+        return coalesce(tell(offset, length)) if length else iter(())
 
     def as_file(self) -> DeviceFile:
         """Return a raw file object over the disk, with a position of its own.

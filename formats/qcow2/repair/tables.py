@@ -44,8 +44,13 @@ class TableRepair:
         self._state, self._storage = state, state.storage
         self._tables = tables
         self._snapshots = snapshots
-        #: How many snapshots use each L1 table, and where those that move go.
-        self._uses = Counter(self._l1_of(snapshot) for snapshot in snapshots)
+        #: Whether each L1 table of a snapshot lies where anything else but that table lies, and
+        #: where those that move go.
+        uses = Counter(self._l1_of(snapshot) for snapshot in snapshots)
+        self._crowded_l1 = {
+            (offset, entries): self._shared(offset, entries * 8, count)
+            for (offset, entries), count in uses.items()
+        }
         self._moved: dict[tuple[int, int], int] = {}
         self.fresh = Fresh(state)
         self._l2 = L2Repair(state, self.fresh)
@@ -86,7 +91,7 @@ class TableRepair:
         return (
             int(np.count_nonzero(self._crowded))
             + int(self._active_crowded())
-            + sum(self._snapshot_crowded(table) for table in self._uses)
+            + sum(self._crowded_l1.values())
             + int(self._cut_off())
         )
 
@@ -131,8 +136,8 @@ class TableRepair:
         header = self._state.header
         if not moves:
             self._mend_l1_in_place(header.l1_table_offset, header.l1_size)
-        for table in self._uses:
-            if not self._snapshot_crowded(table):
+        for table, crowded_l1 in self._crowded_l1.items():
+            if not crowded_l1:
                 self._mend_l1_in_place(*table)
         self._storage.flush()
         if moves:
@@ -213,17 +218,13 @@ class TableRepair:
         offset = snapshot.l1_table_offset
         return offset, 0 if self._tables.fault(snapshot) else self._held(offset, snapshot.l1_size)
 
-    def _snapshot_crowded(self, table: tuple[int, int]) -> bool:
-        offset, entries = table
-        return self._shared(offset, entries * 8, self._uses[table])
-
     def _move_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """A snapshot with its L1 table where it is mended; one without entries has none."""
         table = offset, entries = self._l1_of(snapshot)
         if not entries:
             return snapshot._replace(l1_table_offset=0, l1_size=0)
         if table not in self._moved:
-            self._moved[table] = self._move_l1(table) if self._snapshot_crowded(table) else offset
+            self._moved[table] = self._move_l1(table) if self._crowded_l1[table] else offset
         return snapshot._replace(l1_table_offset=self._moved[table], l1_size=entries)
 
     def _move_l1(self, table: tuple[int, int]) -> int:

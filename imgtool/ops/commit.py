@@ -8,7 +8,7 @@ from dataclasses import replace
 from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError
-from imgtool.extent import Extent, Kind
+from imgtool.extent import Extent
 from imgtool.names import same_file
 from imgtool.ops.convert.engine import CopyEngine, CopyJob
 from imgtool.ops.create import beside
@@ -45,7 +45,7 @@ def commit(
         if target is None:
             raise ImageError("Image does not have a backing file", filename=top.name)
         if target.size < top.size:
-            target.resize(top.size)
+            _grow(target, top.size)
         _zero(top, target, depth)
         CopyEngine(
             CopyJob(
@@ -91,17 +91,25 @@ def _held(top: BlockDevice, depth: int) -> Iterator[Extent]:
             yield extent
 
 
+def _grow(target: BlockDevice, size: int) -> None:
+    """Make ``target`` longer, with zeros, as which an overlay shows what lies behind its end."""
+    before = target.size
+    target.resize(size)
+    # An encrypted disk without a mapping shows what was never written as noise.
+    _clear(target, before, size)
+
+
 def _zero(top: BlockDevice, target: BlockDevice, depth: int) -> None:
     """Make zero in ``target`` what the images above ``depth`` know to be zeros.
 
     That goes for what they leave to an image between that is too short for it, too.
     """
     for extent in top.extents():
-        if extent.depth >= depth or not extent.reads_zero:
-            continue
-        end = min(extent.end, target.size)
-        if extent.kind is Kind.UNALLOCATED and extent.depth == depth - 1:
-            continue  # the target itself ended here, and reads as zeros
-        for below in target.extents(extent.offset, end - extent.offset):
-            if not below.reads_zero:
-                target.write_zeroes(below.offset, below.length, unmap=True)
+        if extent.depth < depth and extent.reads_zero:
+            _clear(target, extent.offset, extent.end)
+
+
+def _clear(target: BlockDevice, start: int, end: int) -> None:
+    for extent in target.extents(start, end - start):
+        if not extent.reads_zero:
+            target.write_zeroes(extent.offset, extent.length, unmap=True)

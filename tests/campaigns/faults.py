@@ -18,11 +18,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.campaigns.running import Tally, named, parser, scratch
+from tests.campaigns.running import Tally, named, parser
 from tests.campaigns.scenarios import SCENARIOS
 from tests.campaigns.scenarios.model import Scenario
 from tests.campaigns.workshop import Outcome, Workshop, Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
+from tests.kit.scratch import scratch
 
 #: A case that takes longer than this many seconds hangs: the run ends with a traceback.
 TIMEOUT = 120

@@ -32,13 +32,11 @@ with atheris.instrument_imports(include=["imgtool"]):
     from tests.fuzz.subjects import SUBJECTS
     from tests.fuzz.words import understand
     from tests.kit.fuzz import layout
-    from tests.kit.fuzz.arena import signature
+    from tests.kit.fuzz.arena import KINDS, signature
     from tests.kit.fuzz.mutate import Mutator
-    from tests.kit.fuzz.reading import explore
     from tests.kit.fuzz.recipe import Recipe, difference
     from tests.kit.fuzz.structures import take_apart
     from tests.kit.fuzz.subject import Subject
-    from tests.kit.fuzz.writing import change
 
 #: Larger inputs are for the other engine, unless the format has no smaller seeds.
 _LONGEST = 128 << 10
@@ -108,7 +106,7 @@ def _field_by_field(subject: Subject) -> Callable[[bytes, int, int], bytes]:
 
 
 def _operations(data: bytes) -> int:
-    """What seeds the changes to an image."""
+    """What decides what is done to an image."""
     return len(data) + sum(data[:512])
 
 
@@ -141,11 +139,8 @@ def main() -> None:
                 (corpus / schema).write_bytes(bytes((number,)) + bytes(600))
         else:
             mutator = _field_by_field(subject)
-            execute = lambda data: explore(subject, data)  # noqa: E731
-            recipe = lambda data: _described(subject, data, 0)  # noqa: E731
-            if kind == "write":
-                execute = lambda data: change(subject, data, _operations(data))  # noqa: E731
-                recipe = lambda data: _described(subject, data, _operations(data))  # noqa: E731
+            execute = lambda data: KINDS[kind](subject, data, _operations(data))  # noqa: E731
+            recipe = lambda data: _described(subject, data, _operations(data))  # noqa: E731
             longest = max(longest, min(len(subject.image(seed)) for seed in subject.seeds))
             for seed in subject.seeds:
                 if len(subject.image(seed)) <= longest:

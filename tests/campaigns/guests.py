@@ -19,10 +19,11 @@ import numpy as np
 
 import imgtool
 from tests.campaigns.faults import TIMEOUT
-from tests.campaigns.running import Tally, parser, scratch
+from tests.campaigns.running import Tally, parser
 from tests.campaigns.scenarios.folders import ANY, FAST, PASSWORD
 from tests.campaigns.workshop import Wrong
 from tests.kit.calls import FAULTS, FaultyCalls
+from tests.kit.scratch import scratch
 
 SECTOR = 512
 SIZE = 512 << 10

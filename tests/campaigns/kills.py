@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgtool.__main__ import main as imgtool
-from tests.campaigns.running import Tally, named, parser, scratch
+from tests.campaigns.running import Tally, named, parser
 from tests.campaigns.scenarios import CHANGING
 from tests.campaigns.scenarios.model import Scenario
 from tests.campaigns.workshop import Outcome, Workshop, Wrong
+from tests.kit.scratch import scratch
 
 #: A command that has not ended so many seconds after it was told to hangs.
 TIMEOUT = 120

@@ -21,8 +21,9 @@ from pathlib import Path
 import imgtool
 from imgtool import InUse
 from imgtool.storage.file import FileStorage
-from tests.campaigns.running import Tally, parser, scratch
+from tests.campaigns.running import Tally, parser
 from tests.campaigns.workshop import Wrong
+from tests.kit.scratch import scratch
 from tests.kit.tools import require_tool
 
 #: Nobody takes so many seconds to find out whether it may have a file.

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -48,18 +44,6 @@ class Tally:
         """Print the report; return the exit status."""
         print(self.report(), flush=True)
         return 1 if self.failures else 0
-
-
-@contextlib.contextmanager
-def scratch(folder: Path | None = None) -> Iterator[Path]:
-    """A folder that is gone afterwards: ``folder``, or one in memory, where flushing is quick."""
-    if folder is None:
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        folder = Path(tempfile.mkdtemp(prefix="imgtool-", dir=memory))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

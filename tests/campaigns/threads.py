@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 import imgtool
 from imgtool import BlockDevice
-from tests.campaigns.running import Tally, named, parser, scratch
+from tests.campaigns.running import Tally, named, parser
 from tests.campaigns.scenarios.folders import ANY, FAST, PASSWORD
 from tests.campaigns.workshop import Wrong
+from tests.kit.scratch import scratch
 
 SECTOR = 512
 SIZE = 2 << 20

@@ -17,18 +17,31 @@ import resource
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from tests.kit.fuzz.chaining import chain
 from tests.kit.fuzz.mutate import Mutator
 from tests.kit.fuzz.reading import Outcome, explore
 from tests.kit.fuzz.recipe import Recipe
 from tests.kit.fuzz.rules import MEMORY, TooSlow, status
 from tests.kit.fuzz.subject import Subject
 from tests.kit.fuzz.writing import change
+
+
+def _read(subject: Subject, image: bytes, seed: int) -> Outcome:
+    return explore(subject, image, probe=bool(seed & 1))
+
+
+#: What may be done to an image, as a number says.
+KINDS: Mapping[str, Callable[[Subject, bytes, int], Outcome]] = {
+    "read": _read,
+    "write": change,
+    "chain": chain,
+}
 
 #: What one process goes through before another takes its place.
 _CHUNK = 500
@@ -92,7 +105,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Target:
-    """A subject and what is done to its images: ``read`` or ``write``."""
+    """A subject and what is done to its images: one of :data:`KINDS`."""
 
     subject: Subject
     kind: str
@@ -112,14 +125,12 @@ class Target:
         """Do what the target does; raises whatever breaks a rule."""
         subject = self.subject
         image = recipe.apply(subject.image(recipe.seed), subject.fields(recipe.seed))
-        if self.kind == "write":
-            return change(subject, image, recipe.operations)
-        return explore(subject, image, probe=bool(recipe.operations & 1))
+        return KINDS[self.kind](subject, image, recipe.operations)
 
 
 def targets(subjects: Iterable[Subject]) -> dict[str, Target]:
     """All targets, by name."""
-    found = [Target(subject, kind) for subject in subjects for kind in ("read", "write")]
+    found = [Target(subject, kind) for subject in subjects for kind in KINDS]
     return {target.name: target for target in found}
 
 

@@ -49,8 +49,6 @@ COMMANDS = {
     "snapshot": "List, take, apply or delete internal snapshots",
 }
 
-_INTERRUPTED = 130
-
 #: Who asks again within so many seconds is not heard: the first request is being seen to.
 _PATIENCE = 2.0
 
@@ -155,8 +153,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted() -> int:
+    """Say so; the exit status is what a shell gives a command that the signal has ended."""
     say("imgtool", "Interrupted")
-    return _INTERRUPTED
+    return 128 + (_number or signal.SIGINT)
 
 
 def _prepare() -> None:

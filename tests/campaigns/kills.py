@@ -5,7 +5,7 @@
 
 After SIGKILL: images open, a check finds nothing but leaks, contents are old or new, and a
 half-made new file does not open as a whole image. After the others the command has ended by itself
-as well: exit status 130 and one line, and what it had made is gone.
+as well: exit status 128 and the signal's number, one line, and what it had made is gone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from tests.kit.scratch import scratch
 
 #: A command that has not ended so many seconds after it was told to hangs.
 TIMEOUT = 120
-
-_INTERRUPTED = 130
 
 
 def start(workshop: Workshop) -> int:
@@ -95,16 +93,17 @@ def kill(workshop: Workshop, delay: float, number: int, *, qemu: bool = False) -
         workshop.judge(qemu=qemu)
         return "not begun"
     killed = outcome.status == -signal.SIGKILL
-    if outcome.status not in (0, -signal.SIGKILL, _INTERRUPTED):
+    interrupted = outcome.status == 128 + number
+    if not (killed or interrupted) and outcome.status != 0:
         raise Wrong(f"it ended otherwise: {outcome}")
     if "Traceback" in outcome.err:
         raise Wrong(f"a traceback: {outcome.err}")
-    if outcome.status == _INTERRUPTED and outcome.err.splitlines()[-1:] != ["imgtool: Interrupted"]:
+    if interrupted and outcome.err.splitlines()[-1:] != ["imgtool: Interrupted"]:
         raise Wrong(f"it says something else: {outcome.err}")
     try:
         notes = workshop.judge(killed=killed, finished=outcome.status == 0, qemu=qemu)
     except Wrong:
-        if outcome.status != _INTERRUPTED:
+        if not interrupted:
             raise
         # Told between its last act and its end: then all of it is done, and stays.
         notes = workshop.judge(finished=True, qemu=qemu) | {"all done"}

@@ -57,7 +57,7 @@ def test_ended_after_its_last_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run(words)
         time.sleep(1)
         sys.stderr.write("imgtool: Interrupted\n")
-        sys.exit(130)
+        sys.exit(128 + signal.SIGTERM)
 
     command = workshop.scenario.command
     monkeypatch.setattr(kills, "imgtool", lambda: end_late(command))

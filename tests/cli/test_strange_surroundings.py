@@ -107,7 +107,7 @@ def test_a_target_goes_when_the_command_is_told_to_end(
             break
         time.sleep(0.05)
     running.send_signal(number)
-    assert running.wait(60) == 130
+    assert running.wait(60) == 128 + number
     assert not (tmp_path / "b.raw").exists()
 
 

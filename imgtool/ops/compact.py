@@ -21,9 +21,11 @@ from imgtool.extent import Extent, Kind, coalesce
 from imgtool.ops.check import check
 from imgtool.ops.convert import blocks, convert
 from imgtool.ops.convert.plan import Window, windows
+from imgtool.ops.identities import identities, refuse_files_that_are_read
 from imgtool.progress import Progress
 from imgtool.ranges import Ranges, joined, without
 from imgtool.storage.base import Storage
+from imgtool.storage.file import FileStorage
 from imgtool.units import align_down, align_up
 from imgtool.workers import Workers
 
@@ -89,34 +91,18 @@ def compact_into(
 
     A file of that name, which may be the image itself, is replaced in one step when the new one is
     whole. ``compress`` is by default what the image is, if any of it is compressed. Raises
-    :class:`~imgtool.errors.BadOption` for an image of which a part would be lost.
+    :class:`~imgtool.errors.BadOption` for an image of which a part would be lost, and for a target
+    that the image lies on, and :class:`~imgtool.errors.InUse` for a target that somebody writes to.
     """
     opener = replace(opener or Opener(), writable=False)
-    with opener.reference(reference) as device:
-        before = _footprint(device)
-        options, backing, backing_format = _likeness(device)
-        if compress is None:
-            compress = any(
-                extent.kind is Kind.COMPRESSED and not extent.depth for extent in device.extents()
-            )
-        if backing is not None and not os.path.isabs(backing):
-            own, new = (os.path.realpath(os.path.dirname(p)) for p in (device.name, target))
-            backing = backing if own == new else os.path.join(own, backing)
-        form, bitmaps = device.format, bool(device.stored_bitmaps)
     with _replacing(target) as path:
-        convert(
-            [replace(reference, format=form)],
-            Reference(path, form),
-            format=form,
-            options=options,
-            compress=compress,
-            backing=backing,
-            backing_format=backing_format,
-            bitmaps=bitmaps,
-            opener=opener,
-            target_cache="writeback",
-            progress=progress,
-        )
+        # The image stays open, so that nobody changes it between two looks at it.
+        with opener.reference(reference) as device:
+            if device.backing is not None:
+                refuse_files_that_are_read(target, set(identities(device.backing)))
+            before = _footprint(device)
+            _write_new(device, reference, target, path, compress, opener, progress)
+            form = device.format
         with replace(opener, follow=False).reference(Reference(path, form)) as made:
             after = _footprint(made)
     return Compaction(before, after)
@@ -207,6 +193,39 @@ def _nonzero(part: Extent, unit: int) -> Ranges:
 # Into a new file
 
 
+def _write_new(
+    device: BlockDevice,
+    reference: Reference,
+    target: str,
+    path: str,
+    compress: bool | None,
+    opener: Opener,
+    progress: Progress | None,
+) -> None:
+    """Write an image like ``device`` to ``path``; in the end it is called ``target``."""
+    options, backing, backing_format = _likeness(device)
+    if compress is None:
+        compress = any(
+            extent.kind is Kind.COMPRESSED and not extent.depth for extent in device.extents()
+        )
+    if backing is not None and not os.path.isabs(backing):
+        own, new = (os.path.realpath(os.path.dirname(p)) for p in (device.name, target))
+        backing = backing if own == new else os.path.join(own, backing)
+    convert(
+        [replace(reference, format=device.format)],
+        Reference(path, device.format),
+        format=device.format,
+        options=options,
+        compress=compress,
+        backing=backing,
+        backing_format=backing_format,
+        bitmaps=bool(device.stored_bitmaps),
+        opener=opener,
+        target_cache="writeback",
+        progress=progress,
+    )
+
+
 def _likeness(device: BlockDevice) -> tuple[dict[str, object], str | None, str | None]:
     """The options that make an image like this one, and its backing file's name and format."""
     if device.stored_snapshots:
@@ -235,19 +254,33 @@ def _replacing(target: str) -> Iterator[str]:
         raise ImageError("It is not a regular file, and is not replaced", filename=target)
     directory, name = os.path.split(final)
     path = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.new")
-    try:
-        yield path
-        if os.path.exists(final):
-            shutil.copymode(final, path)
+    with contextlib.ExitStack() as stack:
+        there = os.path.exists(final)
+        if there:
+            # Nobody may write meanwhile to what is to go: its lock is kept until it is gone.
+            old = stack.enter_context(FileStorage.open(final))
+            # It may be less private than what it becomes only once it is whole.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            yield path
+            if there:
+                _take_after(path, final)
+                if os.name == "nt":
+                    old.close()  # which cannot replace open files, and has no such locks
+            os.replace(path, final)
+        except BaseException:
             with contextlib.suppress(OSError):
-                status = os.stat(final)
-                os.chown(path, status.st_uid, status.st_gid)
-        os.replace(path, final)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
+                os.unlink(path)
+            raise
     _sync_directory(directory)
+
+
+def _take_after(path: str, other: str) -> None:
+    """Give a file the owner, as far as we may, and then the permissions of another."""
+    with contextlib.suppress(OSError):
+        status = os.stat(other)
+        os.chown(path, status.st_uid, status.st_gid)
+    shutil.copymode(other, path)
 
 
 def _sync_directory(path: str) -> None:

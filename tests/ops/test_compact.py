@@ -263,6 +263,56 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == ["disk.qcow2"]
 
 
+@pytest.mark.parametrize("name", ["base.qcow2", "link.qcow2"])
+def test_what_it_lies_on_is_not_replaced(tmp_path: Path, name: str) -> None:
+    base, path = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    imgtool.create(base, MiB)
+    _fill(base)
+    (tmp_path / "link.qcow2").symlink_to(base)
+    imgtool.create(path, backing_file=base.name, backing_format="qcow2")
+    before, files = base.read_bytes(), sorted(os.listdir(tmp_path))
+    with pytest.raises(imgtool.BadOption, match="being read"):
+        imgtool.compact(path, tmp_path / name)
+    assert base.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == files
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")
+def test_what_is_written_to_is_not_replaced(tmp_path: Path) -> None:
+    path, other = tmp_path / "disk.qcow2", tmp_path / "other.qcow2"
+    imgtool.create(path, MiB)
+    imgtool.create(other, MiB)
+    with imgtool.open(other, writable=True) as disk:
+        with pytest.raises(imgtool.InUse):
+            imgtool.compact(path, other)
+        disk.write_at(0, b"still here")
+
+    def write(done: int, total: int) -> None:
+        for target in (path, other):
+            with pytest.raises(imgtool.InUse):
+                imgtool.open(target, writable=True)
+        refused.append(done)
+
+    refused: list[int] = []
+    imgtool.compact(path, other, progress=write)
+    assert refused
+    assert sorted(os.listdir(tmp_path)) == ["disk.qcow2", "other.qcow2"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_what_is_private_is_so_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    imgtool.create(path, MiB)
+    path.chmod(0o600)
+
+    def look(done: int, total: int) -> None:
+        modes.update(file.stat().st_mode & 0o777 for file in tmp_path.iterdir())
+
+    modes: set[int] = set()
+    imgtool.compact(path, path, progress=look)
+    assert modes == {0o600}
+
+
 @pytest.mark.parametrize("seed", range(effort(4)))
 def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from imgtool import codecs, registry
@@ -17,6 +17,7 @@ from imgtool.ops.convert.concat import ConcatDevice
 from imgtool.ops.convert.engine import BLOCK, CopyEngine, CopyJob, Progress
 from imgtool.ops.convert.space import check_free_space
 from imgtool.ops.create import CreatePlan, begin, beside, plan_create
+from imgtool.ops.identities import identities, refuse_files_that_are_read
 from imgtool.secrets import Secrets
 from imgtool.storage.base import Storage
 
@@ -258,32 +259,9 @@ def _try_compression(device: BlockDevice, level: int | None) -> None:
 
 
 def _refuse_files_in_use(plan: CreatePlan, source: BlockDevice, base: BlockDevice | None) -> None:
-    """Refuse to overwrite a file that is being read; locks alone would not see it with -U."""
-    read = set(_identities(source))
+    read = set(identities(source))
     if base is not None:
-        read.update(_identities(base))
-    made = [plan.target]
+        read.update(identities(base))
+    refuse_files_that_are_read(plan.target, read)
     if plan.options.get("data_file") is not None:
-        made.append(beside(plan.target, plan.options["data_file"]))
-    for file in made:
-        if isinstance(file, Storage):
-            found: object = file.identity
-        elif os.path.exists(file):
-            status = os.stat(file)
-            found = (status.st_dev, status.st_ino)
-        else:
-            continue
-        if found in read:
-            raise BadOption(
-                "The target would overwrite a file that is being read",
-                filename=file if isinstance(file, str) else file.name,
-            )
-
-
-def _identities(device: BlockDevice) -> Iterator[object]:
-    for child in device.children.values():
-        if isinstance(child, Storage):
-            if child.identity is not None:
-                yield child.identity
-        else:
-            yield from _identities(child)
+        refuse_files_that_are_read(beside(plan.target, plan.options["data_file"]), read)

@@ -149,7 +149,7 @@ def _give_back_zeros(device: BlockDevice, progress: Progress | None) -> None:
         # Where the host file has holes is looked at in detail when it is read.
         extents = coalesce(extent._replace(hole=False) for extent in device.reclaimable())
         for window in windows(extents, device.size, max(2 << 20, unit)):
-            waiting.append((window, workers.submit(_empty_units, window, unit, device.size)))
+            waiting.append((window, workers.submit(_empty_units, device, window, unit)))
             if len(waiting) > _AHEAD:
                 settle()
         while waiting:
@@ -158,25 +158,28 @@ def _give_back_zeros(device: BlockDevice, progress: Progress | None) -> None:
         progress(device.size, device.size)
 
 
-def _empty_units(window: Window, unit: int, size: int) -> Ranges:
+def _empty_units(device: BlockDevice, window: Window, unit: int) -> Ranges:
     """The units of a window that are held whole, and all zeros; ranges count from its beginning."""
     empty: Ranges = []
     for part in window.data:
         start = align_up(part.offset - window.offset, unit)
         end = part.end - window.offset
-        end = align_up(end, unit) if part.end == size else align_down(end, unit)
+        end = align_up(end, unit) if part.end == device.size else align_down(end, unit)
         if start < end:
-            nonzero = _nonzero(part.clip(window.offset + start, part.end), unit)
+            nonzero = _nonzero(device, part.clip(window.offset + start, part.end), unit)
             shifted = [(start + low, start + high) for low, high in nonzero]
             empty += without([(start, end)], shifted)
     return joined(empty)
 
 
-def _nonzero(part: Extent, unit: int) -> Ranges:
+def _nonzero(device: BlockDevice, part: Extent, unit: int) -> Ranges:
     """The units of a part, which begins with one, that hold anything but zeros."""
-    assert part.storage is not None
-    assert part.host_offset is not None
     length = align_up(part.length, unit)
+    if part.storage is None or part.host_offset is None:
+        # It lies there otherwise than the guest sees it: encrypted.
+        buffer = bytearray(length)
+        device.read_into(part.offset, memoryview(buffer)[: part.length])
+        return blocks.nonzero_ranges(buffer, length, unit)
     stored = [
         found for found in part.storage.ranges(part.host_offset, part.length) if found.is_data
     ]

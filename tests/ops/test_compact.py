@@ -104,6 +104,23 @@ def test_zeros_hide_what_is_below(tmp_path: Path, compat: str) -> None:
     _sound(path)
 
 
+@pytest.mark.parametrize("format", ["qcow2", "luks"])
+def test_encrypted(tmp_path: Path, format: str) -> None:
+    """Zeros of the guest are found behind the encryption, where there is anything to give back."""
+    path, password = tmp_path / f"disk.{format}", "a passphrase"
+    times = {"encrypt_iter_time": 1} if format == "qcow2" else {"iter_time": 1}
+    imgtool.create(path, 4 * MiB, format=format, password=password, **times)
+    with imgtool.open(path, format=format, writable=True, password=password) as disk:
+        disk.write_at(0, b"sec!" * MiB)
+        disk.write_at(MiB, bytes(2 * MiB))
+        before = disk.read_at(0, disk.size)
+    found = imgtool.compact(path, format=format, password=password)
+    given_back = found.before.stored - found.after.stored
+    assert given_back == (2 * MiB if format == "qcow2" else 0)
+    with imgtool.open(path, format=format, password=password) as disk:
+        assert disk.read_at(0, disk.size) == before
+
+
 def test_snapshots_keep_what_is_theirs(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     imgtool.create(path, 4 * MiB, cluster_size="16k")

@@ -49,7 +49,12 @@ _MOST_STEPS = 4
 
 _DATA = bytes(range(256)) * 64
 
-Contents = list[bytes | None]
+
+class Contents(NamedTuple):
+    """The first ``length`` bytes of a disk in pieces, None where they cannot be read."""
+
+    length: int
+    pieces: list[bytes | None]
 
 
 class Layer(NamedTuple):
@@ -165,10 +170,10 @@ class _Execution:
             budget=_budget(),
         )  # fmt: skip
 
-    def _contents(self, place: int = 0) -> Contents | None:
+    def _contents(self, place: int = 0, length: int = _COMPARED) -> Contents | None:
         """The first bytes of a disk of the chain, or None if it can't be opened."""
         with self._refusing(), self._open(place) as device:
-            return _read(device)
+            return _read(device, length)
         return None
 
     def _sound(self, *places: int) -> bool:
@@ -193,7 +198,7 @@ class _Execution:
 
     def _same(self, before: Contents, what: str, place: int = 0) -> None:
         """Hold that a disk still reads as it did, where it could be read."""
-        after = self._contents(place)
+        after = self._contents(place, before.length)
         if after is None:
             raise Broken(f"{what}: cannot be opened any more")
         _hold(before, after, what)
@@ -245,10 +250,10 @@ class _Execution:
     def _converted(self, before: Contents | None, target: Layer, salvaged: bool) -> None:
         if before is None:
             raise Broken("what cannot be opened was converted")
-        if None in before and not salvaged:
+        if None in before.pieces and not salvaged:
             raise Broken("what cannot be read was converted")
         with imgtool.open(target.path, format=target.format) as device:
-            _hold(before, _read(device), f"converted to {target.format}")
+            _hold(before, _read(device, before.length), f"converted to {target.format}")
         if not salvaged:
             self._compared(target)
 
@@ -280,7 +285,7 @@ class _Execution:
             self._same(before, "a commit")
         if refusals:
             return
-        if None in before and self._chain[depth].format == "raw":
+        if None in before.pieces and self._chain[depth].format == "raw":
             raise Broken("what cannot be read was committed")
         self._same(before, "a base after a commit", depth)
 
@@ -299,7 +304,7 @@ class _Execution:
             self._chain[1:] = below
         if before is None or not whole:
             return
-        if None in before and not refusals and top.path != self._image:
+        if None in before.pieces and not refusals and top.path != self._image:
             raise Broken("an image was rebased without what cannot be read")
         self._same(before, "a rebase")
 
@@ -317,7 +322,7 @@ class _Execution:
         self._same(before, "compacting")
         if target and not refusals:
             with imgtool.open(target, format=top.format, password=self._subject.password) as device:
-                _hold(before, _read(device), "compacted")
+                _hold(before, _read(device, before.length), "compacted")
 
     def _look(self) -> None:
         """What only reads a chain."""
@@ -347,24 +352,23 @@ def _budget() -> Budget:
     return Budget(max_virtual_size=_LONGEST, max_work=_WORK)
 
 
-def _read(device: BlockDevice) -> Contents:
-    """The first bytes of a disk in pieces, None where they cannot be read."""
-    found: Contents = []
-    length = min(device.size, _COMPARED)
+def _read(device: BlockDevice, length: int) -> Contents:
+    found: list[bytes | None] = []
+    length = min(device.size, length)
     for offset in range(0, length, _PIECE):
         try:
             found.append(device.read_at(offset, min(_PIECE, length - offset)))
         except ImageError:
             found.append(None)
-    return found
+    return Contents(length, found)
 
 
 def _hold(before: Contents, after: Contents, what: str) -> None:
-    """Raise :class:`Broken` unless what was read is read again; behind it there may be more."""
-    if len(after) < len(before):
+    """Raise :class:`Broken` unless all that was read is read again."""
+    if after.length != before.length:
         raise Broken(f"{what}: shorter than before")
-    for number, (one, other) in enumerate(zip(before, after, strict=False)):
-        if one is not None and (other is None or other[: len(one)] != one):
+    for number, (one, other) in enumerate(zip(before.pieces, after.pieces, strict=True)):
+        if one is not None and one != other:
             raise Broken(f"{what}: other contents at {number * _PIECE}")
 
 

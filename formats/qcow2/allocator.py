@@ -149,8 +149,11 @@ class Allocator:
         block = self._block(number) if number < len(self.table) else None
         return 0 if block is None else block[slot]
 
-    def change(self, offset: int, count: int, by: int) -> None:
+    def change(self, offset: int, count: int, by: int, *, guests: bool = False) -> None:
         """Add ``by`` to the refcounts of ``count`` clusters from host ``offset`` on.
+
+        If the references that go were ``guests``', a cluster that holds metadata is not free
+        because of it: for that it stays counted.
 
         Raises :class:`CorruptImage` for refcounts that would fall below zero, and
         :class:`ImageError` for those that would not fit their width.
@@ -167,17 +170,23 @@ class Allocator:
             if value > self._geometry.max_refcount:
                 raise ImageError(f"A refcount exceeds {self._geometry.refcount_bits} bits")
             alike = block.alike(slot, min(end - index, per_block - slot))
+            if guests and not value and self.guard is not None:
+                held = self.guard.first_held(index, index + alike)
+                if held == index:
+                    index += 1
+                    continue
+                alike = alike if held is None else held - index
             block.fill(slot, alike, value)
             self._dirty_blocks.add(number)
             if not value:
                 self._freed(index, alike)
             index += alike
 
-    def change_many(self, indexes: NDArray[np.uint64], by: int) -> None:
+    def change_many(self, indexes: NDArray[np.uint64], by: int, *, guests: bool = False) -> None:
         """Add ``by`` to the refcount of each cluster in ``indexes``, as often as it is in there.
 
-        Nothing is changed if any of them would leave the range of refcounts; the errors are those
-        of :meth:`change`.
+        Nothing is changed if any of them would leave the range of refcounts; the errors, and
+        ``guests``, are those of :meth:`change`.
         """
         import numpy as np
 
@@ -208,6 +217,9 @@ class Allocator:
                 if bool(np.any(old == 0)):
                     raise _uncounted(int(clusters[start:end][old == 0][0]) << geometry.cluster_bits)
                 raise ImageError(f"A refcount exceeds {geometry.refcount_bits} bits")
+            if guests and self.guard is not None:
+                gone = np.flatnonzero(new == 0)
+                new[gone[self.guard.held_many(clusters[start:end][gone])]] = 1
             counts[slots] = new.astype(counts.dtype)
             changed.append((number, pack_block(counts, geometry.refcount_order)))
             if by < 0:

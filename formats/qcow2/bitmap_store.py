@@ -251,7 +251,8 @@ class BitmapStore:
             if not any(part):
                 table.append(0)
                 continue
-            offset = allocator.allocate_table()
+            # Bits are let go of as a guest's clusters are: by what a table says, right or wrong.
+            offset, _ = allocator.allocate(1)
             device.storage.write_at(offset, part.ljust(cluster_size, b"\0"))
             table.append(offset)
         clusters = geometry.clusters(len(table) * 8)
@@ -275,7 +276,7 @@ class BitmapStore:
             return  # nobody knows what it named: at most that much space is lost
         for value in table:
             if value & BITMAP_OFFSET_MASK:
-                metadata.free_later(value & BITMAP_OFFSET_MASK, 1, discard=True)
+                metadata.let_go(value & BITMAP_OFFSET_MASK, 1, discard=True)
         metadata.free_later(
             entry.table_offset, geometry.clusters(entry.table_size * 8), discard=True
         )

@@ -264,7 +264,7 @@ class ClusterMap:
             self.release(entry, discard=unmap)
         if not self._external:
             for host, count in host_runs(gone[~compressed], geometry.cluster_bits):
-                self._metadata.free_later(host, count, discard=unmap)
+                self._metadata.let_go(host, count, discard=unmap)
 
     def unallocate(self, cluster: int) -> None:
         """Leave a guest cluster to what is below."""
@@ -297,14 +297,14 @@ class ClusterMap:
         elif not self._external:
             host = self._host(entry)
             if host and host != unless:
-                self._metadata.free_later(host, 1, discard=discard)
+                self._metadata.let_go(host, 1, discard=discard)
 
     def release_compressed(self, host: int, length: int, *, discard: bool = False) -> None:
         """Let go of ``length`` compressed bytes at ``host``, in each host cluster they touch."""
         geometry = self._header.geometry
         first = align_down(host, geometry.cluster_size)
         clusters = geometry.clusters(host + length - first)
-        self._metadata.free_later(first, clusters, discard=discard)
+        self._metadata.let_go(first, clusters, discard=discard)
 
     @property
     def _external(self) -> bool:

@@ -143,5 +143,5 @@ def _unmap_in_snapshots(device: WritableQcow2) -> None:
         device.storage.write_at(table.offset, table.entries.astype(">u8").tobytes())
         for host in hosts[hosts != 0].tolist():
             for _ in range(table.uses):
-                metadata.free_later(host, 1, discard=True)
+                metadata.let_go(host, 1, discard=True)
         metadata.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgtool.formats.qcow2.guarding import look_again
 from imgtool.formats.qcow2.references import referenced, spend_on, which_stored
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def drop_tables(
         metadata.flush_if_crowded()
     metadata.flush()
     device.forget_tables()
+    look_again(device)
     with device.gate.drained():
         for clusters in referenced(device.storage, device.header, dropped, stored):
-            metadata.allocator.change_many(clusters, -1)
+            metadata.allocator.change_many(clusters, -1, guests=True)
             if discard or len(metadata.allocator.freed) > _PIECES:
                 metadata.discard_freed()
             metadata.flush_if_crowded()
@@ -66,6 +68,11 @@ def drop_tables(
 def trim_file(device: WritableQcow2) -> None:
     """Cut off the clusters at the file's end that hold nothing."""
     device.flush()
-    end = device.metadata.allocator.end() << device.header.geometry.cluster_bits
+    allocator = device.metadata.allocator
+    end = allocator.end()
+    if allocator.guard is not None:
+        # Metadata that is counted as free is still there.
+        end = max(end, allocator.guard.end)
+    end <<= device.header.geometry.cluster_bits
     if end < device.storage.size():
         device.storage.truncate(end)

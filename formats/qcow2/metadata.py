@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from typing import NamedTuple
 
 from imgtool.formats.qcow2.allocator import Allocator
 from imgtool.formats.qcow2.header import Header
@@ -30,6 +31,15 @@ DIRTY_LIMIT = 16 << 20
 _RUN_BYTES = 128
 #: The same of the number of an L1 entry that has changed.
 _NUMBER_BYTES = 128
+
+
+class _Run(NamedTuple):
+    """Clusters to be let go of, from a host offset on."""
+
+    offset: int
+    clusters: int
+    discard: bool
+    guests: bool
 
 
 class Metadata:
@@ -61,7 +71,7 @@ class Metadata:
         self._gate = gate
         self._dirty_l2: set[int] = set()
         self._dirty_l1: set[int] = set()
-        self._to_free: list[tuple[int, int, bool]] = []
+        self._to_free: list[_Run] = []
 
     def l2_table(self, l1_index: int) -> array[int]:
         """The L2 table for an L1 entry, for changing: made if there is none, copied if shared."""
@@ -88,16 +98,24 @@ class Metadata:
             self._dirty_l1.add(l1_index)
 
     def free_later(self, offset: int, clusters: int, *, discard: bool = False) -> None:
-        """Let go of host clusters once nothing on disk references them any more.
+        """Let go of host clusters with metadata once nothing on disk references them any more.
 
         With ``discard`` their host storage is given back as well.
         """
-        if self._to_free and self._to_free[-1][2] == discard:
-            last, count, _ = self._to_free[-1]
-            if last + (count << self.header.geometry.cluster_bits) == offset:
-                self._to_free[-1] = (last, count + clusters, discard)
+        self._later(_Run(offset, clusters, discard, guests=False))
+
+    def let_go(self, offset: int, clusters: int, *, discard: bool = False) -> None:
+        """Do the same with clusters of the guest's, or what a damaged image takes for such."""
+        self._later(_Run(offset, clusters, discard, guests=True))
+
+    def _later(self, run: _Run) -> None:
+        if self._to_free:
+            last = self._to_free[-1]
+            end = last.offset + (last.clusters << self.header.geometry.cluster_bits)
+            if (end, last.discard, last.guests) == (run.offset, run.discard, run.guests):
+                self._to_free[-1] = last._replace(clusters=last.clusters + run.clusters)
                 return
-        self._to_free.append((offset, clusters, discard))
+        self._to_free.append(run)
 
     def flush_if_crowded(self) -> None:
         """Flush if so much has changed that it should not wait in memory any longer."""
@@ -186,9 +204,9 @@ class Metadata:
 
     def _free(self) -> None:
         freed, self._to_free = self._to_free, []
-        for offset, clusters, discard in freed:
-            self.allocator.change(offset, clusters, -1)
-            if discard:
+        for run in freed:
+            self.allocator.change(run.offset, run.clusters, -1, guests=run.guests)
+            if run.discard:
                 self.discard_freed()
             self.allocator.freed.clear()
         self.allocator.write_blocks()

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from imgtool.crypto.sectors import SectorCipher
     from imgtool.formats.qcow2.writable import WritableQcow2
 
-#: Bytes that an entry of a table takes while it is found out where metadata lies.
-_SORTED_BYTES = 24
-
 
 def open_device(storage: Storage, opener: Opener, options: Mapping[str, Any]) -> Qcow2Device:
     """Open a qcow2 image with the files that it names; ``snapshot`` opens the disk as it was then.
@@ -131,8 +128,8 @@ def _writable(
     from imgtool.formats.qcow2.allocator import Allocator
     from imgtool.formats.qcow2.bitmaps import read_bitmaps
     from imgtool.formats.qcow2.collisions import collision
+    from imgtool.formats.qcow2.guarding import find_metadata
     from imgtool.formats.qcow2.header_switch import write_header
-    from imgtool.formats.qcow2.overlap import MetadataMap
     from imgtool.formats.qcow2.refcounts import read_refcount_table
     from imgtool.formats.qcow2.writable import WritableQcow2
 
@@ -153,10 +150,7 @@ def _writable(
             met,
             filename=storage.name,
         )
-    # Sorting takes more for a moment, and sorted neighbours are one range.
-    storage.account.check(_SORTED_BYTES * (len(l1) + len(table)), "Keeping off its metadata")
-    allocator.guard = MetadataMap.of_image(header, l1, table, snapshots, bitmaps)
-    storage.account.charge(allocator.guard.nbytes, "Keeping off its metadata")
+    allocator.guard = find_metadata(storage, header, l1, table, snapshots, bitmaps)
     contents = data
     if cipher is not None:
         from imgtool.storage.encrypted import EncryptedStorage

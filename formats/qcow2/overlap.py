@@ -1,7 +1,8 @@
 """Which host clusters hold metadata, so that nothing else is ever written over them.
 
-Only an image whose refcounts are wrong can make it happen: a cluster in use that is counted as
-free, or an L2 entry that points at a table. Source: SAFETY's nine classes of overlap, which are
+Nor are they free because a guest cluster that lay there has gone. Only an image whose refcounts are
+wrong can make either happen: a cluster in use that is counted as free, or an L2 entry that points
+at a table. Source: SAFETY's nine classes of overlap, which are
 those that QEMU checks.
 """
 
@@ -67,13 +68,43 @@ class MetadataMap:
 
     def check(self, offset: int, length: int) -> None:
         """Raise :class:`CorruptImage` if a range of the host file holds metadata."""
-        first = offset >> self._bits
-        end = ((offset + length - 1) >> self._bits) + 1
+        held = self.first_held(offset >> self._bits, ((offset + length - 1) >> self._bits) + 1)
+        if held is not None:
+            raise Overlap(held << self._bits)
+
+    def first_held(self, first: int, end: int) -> int | None:
+        """The index of the first cluster from ``first`` up to ``end`` that holds metadata."""
         place = bisect_right(self._ends, first)
+        found = None
         if place < len(self._ends) and self._starts[place] < end:
-            raise Overlap(max(first, self._starts[place]) << self._bits)
-        if self._added and not self._added.isdisjoint(range(first, end)):
-            raise Overlap(offset)
+            found = end = max(first, self._starts[place])
+        if self._added:
+            if end - first < len(self._added):
+                added = [index for index in range(first, end) if index in self._added]
+            else:
+                added = [index for index in self._added if first <= index < end]
+            found = min(added, default=found)
+        return found
+
+    def held_many(self, indexes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Say of each of many clusters whether it holds metadata."""
+        import numpy as np
+
+        held = np.zeros(len(indexes), np.bool_)
+        if self._ends:
+            places = np.searchsorted(np.frombuffer(self._ends, np.uint64), indexes, side="right")
+            inside = places < len(self._ends)
+            starts = np.frombuffer(self._starts, np.uint64)[places[inside]]
+            held[inside] = starts <= indexes[inside]
+        if self._added:
+            added = (index in self._added for index in indexes.tolist())
+            held |= np.fromiter(added, np.bool_, len(indexes))
+        return held
+
+    @property
+    def end(self) -> int:
+        """The index of the first cluster behind all that hold metadata."""
+        return max(self._ends[-1] if self._ends else 0, max(self._added, default=-1) + 1)
 
     def add(self, offset: int, clusters: int) -> None:
         """Take note of clusters that hold metadata from now on."""

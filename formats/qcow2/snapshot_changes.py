@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.formats.qcow2.geometry import MAX_L1_BYTES
+from imgtool.formats.qcow2.guarding import afford_to_look_again, look_again
 from imgtool.formats.qcow2.header import MAX_SNAPSHOTS, os_bytes
 from imgtool.formats.qcow2.references import referenced, spend_on, which_stored
 from imgtool.formats.qcow2.schema import (
@@ -112,6 +113,7 @@ def apply_snapshot(device: WritableQcow2, wanted: str) -> None:
             )
         l1 = _l1_of(device, snapshot)
         stored, old_stored = _afford(device, l1), _afford(device, device.l1)
+        afford_to_look_again(device, l1)
         with _marked_dirty(device):
             _count_again(device, l1, stored)
             _apply(device, l1, size, old_stored)
@@ -126,6 +128,7 @@ def _apply(device: WritableQcow2, l1: array[int], size: int, old_stored: bytearr
     offset = _write_l1_copy(device, active)
     old, old_offset = device.l1, header.l1_table_offset
     device.switch_l1(active, offset, size)
+    look_again(device)
     with device.gate.drained():
         _let_go(device, old, old_stored)
     metadata.free_later(old_offset, header.geometry.clusters(len(old) * 8))
@@ -211,7 +214,7 @@ def _let_go(device: WritableQcow2, l1: array[int], stored: bytearray) -> None:
     """Count what ``l1`` references once less; what is free then goes back to the host."""
     metadata = device.metadata
     for clusters in referenced(device.storage, device.header, l1, stored):
-        metadata.allocator.change_many(clusters, -1)
+        metadata.allocator.change_many(clusters, -1, guests=True)
         metadata.discard_freed()
         metadata.flush_if_crowded()
 

@@ -294,7 +294,7 @@ class WritableQcow2(Qcow2Device):
             host = align_down(extent.host_offset, size)
             if self.clusters.kept_host(extent.offset) != host:
                 count = self.header.geometry.clusters(extent.host_offset + extent.length - host)
-                self.metadata.free_later(host, count, discard=True)
+                self.metadata.let_go(host, count, discard=True)
 
     def _old(self, offset: int, length: int) -> memoryview:
         """What the disk holds now, with zeros behind its end."""

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from imgtool.formats.qcow2.geometry import Geometry
@@ -68,6 +69,11 @@ def test_like_a_set(seed: int) -> None:
         elif step == 1 and chance.random() < 0.3:
             known.add(first << BITS, count)
             expected |= clusters
+        elif step == 2:
+            assert known.first_held(first, first + count) == min(clusters & expected, default=None)
+            asked = np.array([chance.randrange(240) for _ in range(chance.randrange(9))], np.uint64)
+            assert known.held_many(asked).tolist() == [one in expected for one in asked.tolist()]
+            assert known.end == max(expected, default=-1) + 1
         elif clusters & expected:
             with pytest.raises(Overlap):
                 known.check(first << BITS, count << BITS)

@@ -81,9 +81,10 @@ class Storage(abc.ABC):
     def read_exact(self, offset: int, length: int, what: str) -> bytearray:
         """Return ``length`` bytes that must all exist; ``what`` names the structure they hold.
 
-        Raises :class:`CorruptImage` if the file ends first, before memory is taken for them.
+        Raises :class:`CorruptImage` if the file ends first, before memory is taken for them. No
+        bytes at all exist anywhere.
         """
-        if offset < 0 or offset + length > self.size():
+        if offset < 0 or (length and offset + length > self.size()):
             raise CorruptImage(f"{what} lies past the end of the file", offset, filename=self.name)
         buffer = bytearray(length)
         if self.read_into(offset, buffer) != length:

@@ -68,6 +68,7 @@ class StorageContract(abc.ABC):
     def test_read_exact(self, read_only: Storage) -> None:
         end = len(self.CONTENT)
         assert read_only.read_exact(end - 5, 5, "the tail") == self.CONTENT[-5:]
+        assert read_only.read_exact(end + 5, 0, "nothing") == b""
         with pytest.raises(CorruptImage, match="the tail lies past the end") as caught:
             read_only.read_exact(end - 4, 5, "the tail")
         assert caught.value.offset == end - 4

@@ -67,6 +67,10 @@ FEATURE_NAMES: dict[tuple[int, int], str] = {
 }
 
 
+#: The extensions that mean something only once; feature name tables add to each other.
+_UNIQUE = frozenset(ExtensionType) - {ExtensionType.END, ExtensionType.FEATURE_NAMES}
+
+
 class Extension(NamedTuple):
     """A header extension as it stands: its type and its data without padding."""
 
@@ -417,7 +421,11 @@ def _read_name(start: _Start, offset: int, size: int, cluster_size: int) -> str 
 
 
 def _read_extensions(start: _Start, offset: int, end: int) -> tuple[Extension, ...]:
-    """The header extensions, which run from the header's end to the backing file name."""
+    """The header extensions, which run from the header's end to the backing file name.
+
+    One that comes twice, and names two files or formats, is not an image that two readers would
+    read alike: QEMU goes by the last.
+    """
     extensions: list[Extension] = []
     while offset + _EXTENSION_HEAD <= end:
         what = "A header extension"
@@ -427,6 +435,8 @@ def _read_extensions(start: _Start, offset: int, end: int) -> tuple[Extension, .
             raise CorruptImage(f"{what} is longer than its space", offset - _EXTENSION_HEAD)
         if head.type == ExtensionType.END:
             break
+        if head.type in _UNIQUE and any(other.type == head.type for other in extensions):
+            raise CorruptImage(f"{what} comes twice", offset - _EXTENSION_HEAD)
         extensions.append(Extension(head.type, start.get(offset, head.length)))
         offset += align_up(head.length, 8)
     return tuple(extensions)

@@ -9,6 +9,7 @@ import pytest
 from imgtool.budget import Budget
 from imgtool.errors import CorruptImage, OverBudget
 from imgtool.formats.qcow2.header import Header, read_header
+from imgtool.formats.qcow2.schema import ExtensionType
 from imgtool.storage.memory import MemoryStorage
 from tests.formats.qcow2.header.images import MiB, built, header_of, with_name
 from tests.kit import qcow2
@@ -129,3 +130,16 @@ def test_unaligned_encryption_header() -> None:
     pointer = struct.pack(">QQ", (1 << 16) + 512, 4096)
     with pytest.raises(CorruptImage, match="LUKS"):
         header_of(built(extensions=[(qcow2.CRYPTO, pointer)], header={"crypt_method": 2}))
+
+
+@pytest.mark.parametrize("name", ["BACKING_FORMAT", "DATA_FILE", "CRYPTO", "BITMAPS"])
+def test_what_comes_twice_is_refused(name: str) -> None:
+    """QEMU goes by the last, others by the first: one image would be two."""
+    twice = [(ExtensionType[name], b"raw"), (0x12345678, b""), (ExtensionType[name], b"qcow2")]
+    with pytest.raises(CorruptImage, match="comes twice"):
+        header_of(built(extensions=twice))
+
+
+def test_feature_names_may_come_twice() -> None:
+    names = [(ExtensionType.FEATURE_NAMES, bytes(48))] * 2
+    assert len(header_of(built(extensions=names)).extensions) == 2

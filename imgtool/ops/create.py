@@ -175,6 +175,9 @@ def _check_backing(
         if recorded is None:
             raise BadOption("Backing file specified without backing format")
         return None
+    # Most images lie on nothing.
+    from imgtool.ops.identities import identities, refuse_files_that_are_read
+
     path = beside(target, file_path(name))
     if _is(target, path):
         raise BadOption("An image cannot be its own backing file")
@@ -195,6 +198,10 @@ def _check_backing(
                 f"Backing file specified without backing format (Detected format of {found})"
             )
         with reading.reference(Reference(path, recorded)) as backing:
+            read = set(identities(backing))
+            refuse_files_that_are_read(target, read)
+            if options.get("data_file") is not None:
+                refuse_files_that_are_read(beside(target, options["data_file"]), read)
             return backing.size
     except OSError as error:
         raise ImageError(

@@ -59,6 +59,22 @@ def test_control_characters_are_escaped(imgtool: Imgtool) -> None:
     assert done.stdout == "Formatting 'a\\nb.raw', fmt=raw size=1048576\n"
 
 
+@pytest.mark.parametrize("options", [["base.q"], ["-o", "data_file=base.q", "new.q"]])
+def test_nothing_of_its_chain_is_overwritten(
+    imgtool: Imgtool, tmp_path: Path, options: list[str]
+) -> None:
+    """The base of an overlay that the new image is to lie on, for one."""
+    assert imgtool("create", "-q", "-f", "qcow2", "base.q", "1M").status == 0
+    over = ("create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", "over.q")
+    assert imgtool(*over).status == 0
+    before = (tmp_path / "base.q").read_bytes()
+    done = imgtool("create", "-q", "-f", "qcow2", "-b", "over.q", "-F", "qcow2", *options)
+    assert done.status == 1
+    assert "being read" in done.stderr
+    assert (tmp_path / "base.q").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.q", "over.q"]
+
+
 def test_a_backing_file_may_be_in_use(imgtool: Imgtool, tmp_path: Path) -> None:
     assert imgtool("create", "-q", "-f", "qcow2", "base.q", "1M").status == 0
     with FileStorage.open(tmp_path / "base.q", writable=True):

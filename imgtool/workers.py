@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -36,8 +37,11 @@ class Workers:
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="imgtool")
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Call ``function`` on a thread."""
-        return self._pool.submit(function, *arguments)
+        """Call ``function`` on a thread. Raises ``OSError`` if the host starts none."""
+        try:
+            return self._pool.submit(function, *arguments)
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "The host starts no more threads") from error
 
     def __enter__(self) -> Workers:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,41 @@ def test_errors_are_imgtool_s_own(tmp_path: Path) -> None:
     assert str(caught.value) == "'m': Image is not in qcow2 format"
     with pytest.raises(imgtool.BadOption, match="Unknown format 'bogus'"):
         imgtool.open(MemoryStorage(bytes(512)), format="bogus")
+
+
+def test_names_that_are_no_names(tmp_path: Path) -> None:
+    """A lone surrogate, which no encoding has, is not the host's to refuse."""
+    path, wrong = tmp_path / "a.qcow2", "\ud800"
+    imgtool.create(path, "1M")
+    with pytest.raises(imgtool.BadOption, match="no name can have"):
+        imgtool.create_snapshot(path, wrong)
+    with pytest.raises(imgtool.BadOption, match="no name can have"):
+        imgtool.bitmap(path, wrong, "add")
+    with pytest.raises(imgtool.BadOption):
+        imgtool.create(
+            tmp_path / "b.qcow2", "1M", backing_file=wrong, backing_format="raw", unsafe=True
+        )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_host_that_starts_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.qcow2"
+    imgtool.create(path, "1M")
+    with imgtool.open(path, writable=True) as disk:
+        disk.write_at(0, b"x" * 500_000)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for use in (
+        lambda: imgtool.convert(path, tmp_path / "b.raw"),
+        lambda: imgtool.hash(path),
+        lambda: imgtool.compact(path),
+    ):
+        with pytest.raises(OSError, match="no more threads"):
+            use()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_module_runs() -> None:

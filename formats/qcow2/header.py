@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from imgtool.errors import CorruptImage, ImageError, UnsupportedFeature, WrongFormat
+from imgtool.errors import BadOption, CorruptImage, ImageError, UnsupportedFeature, WrongFormat
 from imgtool.formats.qcow2 import schema
 from imgtool.formats.qcow2.geometry import (
     MAX_CLUSTER_BITS,
@@ -271,8 +271,14 @@ def feature_names(extensions: Iterable[Extension]) -> dict[tuple[int, int], str]
 
 
 def os_bytes(name: str) -> bytes:
-    """File names as bytes, undecodable ones unchanged."""
-    return name.encode("utf-8", "surrogateescape")
+    """The names of files, snapshots and bitmaps as bytes, undecodable ones unchanged.
+
+    Raises :class:`BadOption` for what stands for no bytes.
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadOption(f"{name!a} has a character that no name can have") from None
 
 
 def _text(data: bytes) -> str:

@@ -49,6 +49,9 @@ COMMANDS = {
     "snapshot": "List, take, apply or delete internal snapshots",
 }
 
+#: What a thread of ours needs at most, several times over; bytes.
+_STACK = 1 << 20
+
 #: Who asks again within so many seconds is not heard: the first request is being seen to.
 _PATIENCE = 2.0
 
@@ -147,6 +150,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         say("imgtool", "Out of memory")
         return 1
+    except ImportError as error:
+        # Mostly for lack of memory or of open files; numpy explains that at length.
+        say("imgtool", f"A part of it can't be loaded: {str(error).strip().splitlines()[-1]}")
+        return 1
     except (_Interrupted, KeyboardInterrupt, click.Abort):
         return _interrupted()
     return result if isinstance(result, int) else 0
@@ -169,6 +176,9 @@ def _prepare() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     # Nothing here multiplies matrices: numpy need not start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Where address space is limited (ulimit -v) the stacks of some threads are a good part of it.
+    with contextlib.suppress(ValueError, RuntimeError):
+        threading.stack_size(_STACK)
 
 
 _told = float("-inf")

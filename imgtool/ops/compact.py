@@ -256,7 +256,8 @@ def _replacing(target: str) -> Iterator[str]:
     if os.path.exists(final) and not os.path.isfile(final):
         raise ImageError("It is not a regular file, and is not replaced", filename=target)
     directory, name = os.path.split(final)
-    path = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.new")
+    # A name may have as many bytes as it has only just enough of.
+    path = os.path.join(directory, f".{name[:50]}.{secrets.token_hex(4)}.new")
     with contextlib.ExitStack() as stack:
         there = os.path.exists(final)
         if there:

@@ -163,3 +163,33 @@ def test_stored_names_are_bytes_whatever_the_locale(tmp_path: Path) -> None:
     """
     done = shell(f"set -e\n{script}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's limits")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "commit top.q", "rebase -b '' top.q", "convert -O raw top.q x.raw", "compact -o x.q top.q",
+        "convert -c -O qcow2 top.q x.q", "check -r all top.q", "bench -c 100 top.q", "hash top.q",
+    ],
+)  # fmt: skip
+def test_little_address_space(arguments: str, tmp_path: Path) -> None:
+    """256 MiB of it, most of which are libraries and the heaps of threads."""
+    imgtool.create(tmp_path / "base.q", "64M", format="qcow2")
+    imgtool.create(
+        tmp_path / "top.q", format="qcow2", backing_file="base.q", backing_format="qcow2"
+    )
+    with imgtool.open(tmp_path / "top.q", writable=True) as disk:
+        disk.write_at(0, b"x" * (3 << 20))
+    two = ",".join(str(number) for number in sorted(os.sched_getaffinity(0))[:2])
+    done = shell(f"ulimit -v 262144; taskset -c {two} imgtool {arguments}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
+def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
+    imgtool.create(tmp_path / "a.q", "64M", format="qcow2")
+    done = shell("ulimit -n 5; imgtool convert -O raw a.q b.raw", tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("imgtool: ")

@@ -316,6 +316,13 @@ def test_what_is_written_to_is_not_replaced(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["disk.qcow2", "other.qcow2"]
 
 
+def test_names_as_long_as_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("d" * 249 + ".qcow2")
+    imgtool.create(path, MiB)
+    imgtool.compact(path, path)
+    assert os.listdir(tmp_path) == [path.name]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions")
 def test_what_is_private_is_so_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"

@@ -71,6 +71,7 @@ class Allocator:
             block = self._block(number)
             if block is None:
                 self._check_reach(self._cursor + 1)
+                self._check_free(self._cursor, 1)
                 self._make_block(number, self._cursor)[index] = 1
                 self._cursor += 1
                 continue
@@ -80,12 +81,8 @@ class Allocator:
                 continue
             first = number * per_block + index
             self._cursor = first + count
-            if first == 0:
-                raise CorruptImage("The header's cluster is counted as free: check the image")
             self._check_reach(first + count)
-            if self.guard is not None:
-                bits = self._geometry.cluster_bits
-                self.guard.check(first << bits, count << bits)
+            self._check_free(first, count)
             block.fill(index, count, 1)
             self._dirty_blocks.add(number)
             return first << self._geometry.cluster_bits, count
@@ -108,9 +105,7 @@ class Allocator:
             missing = needed
         self._check_reach(end)
         if self.guard is not None:
-            self.guard.check(
-                first << self._geometry.cluster_bits, (end - first) << self._geometry.cluster_bits
-            )
+            self._check_free(first, end - first)
         self._note(first << self._geometry.cluster_bits, end - first)
         for position, number in enumerate(missing):
             self._make_block(number, first + position)
@@ -388,6 +383,14 @@ class Allocator:
             if block is not None and used:
                 return number * per_block + div_round_up(used * per_block, len(block.data))
         return 0
+
+    def _check_free(self, first: int, count: int) -> None:
+        """Raise :class:`CorruptImage` if clusters that are counted as free hold metadata."""
+        if first == 0:
+            raise CorruptImage("The header's cluster is counted as free: check the image")
+        if self.guard is not None:
+            bits = self._geometry.cluster_bits
+            self.guard.check(first << bits, count << bits)
 
     def _check_reach(self, end: int) -> None:
         if end << self._geometry.cluster_bits > MAX_HOST_OFFSET:

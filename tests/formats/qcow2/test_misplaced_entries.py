@@ -80,6 +80,26 @@ def test_metadata_stays(tmp_path: Path, entry: str, change: str) -> None:
             _same_disk(path, b"kept" * (CLUSTER // 4))
 
 
+def test_a_missing_refcount_block_is_not_made_over_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.qcow2"
+    imgtool.create(path, 16 * MiB)
+    with imgtool.open(path, writable=True) as disk:
+        disk.write_at(0, b"kept" * (CLUSTER // 4))
+    image = bytearray(path.read_bytes())
+    struct.pack_into(">Q", image, _metadata(path)["refcount table"], 0)
+    path.write_bytes(image)
+    with (
+        pytest.raises(imgtool.CorruptImage, match="counted as free"),
+        imgtool.open(path, writable=True) as disk,
+    ):
+        disk.write_at(MiB, b"new")
+    _same_disk(path, b"kept" * (CLUSTER // 4))
+    imgtool.check(path, repair="all")
+    with imgtool.open(path, writable=True) as disk:
+        disk.write_at(MiB, b"new")
+    _same_disk(path, b"kept" * (CLUSTER // 4))
+
+
 def test_metadata_that_is_counted_as_free_is_not_cut_off(tmp_path: Path) -> None:
     base, path = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
     imgtool.create(base, MiB)

@@ -9,7 +9,7 @@ rebased, compacted and compared, as files, by the package's public functions. Wh
 * no file changes but those that are to be written.
 
 What is written into an image in which a check finds corruption may be lost with it, since two guest
-clusters may be one there: of such a chain only the other rules hold.
+clusters may be one there: such a chain can at least still be opened.
 """
 
 from __future__ import annotations
@@ -196,12 +196,13 @@ class _Execution:
         if changed := [path.name for path, digest in before.items() if _digest(path) != digest]:
             raise Broken(f"{changed} changed")
 
-    def _same(self, before: Contents, what: str, place: int = 0) -> None:
-        """Hold that a disk still reads as it did, where it could be read."""
+    def _same(self, before: Contents, what: str, place: int = 0, *, contents: bool = True) -> None:
+        """Hold that a disk opens, and, with ``contents``, reads as it did, where it could be."""
         after = self._contents(place, before.length)
         if after is None:
             raise Broken(f"{what}: cannot be opened any more")
-        _hold(before, after, what)
+        if contents:
+            _hold(before, after, what)
 
     # What is done with it
 
@@ -279,15 +280,15 @@ class _Execution:
                 top.path, format=top.format, base=written[0] if depth > 1 else None, drop=drop,
                 budget=_budget(), password=self._subject.password,
             )  # fmt: skip
-        if before is None or not whole:
+        if before is None:
             return
         if depth == 1 or refusals:
-            self._same(before, "a commit")
+            self._same(before, "a commit", contents=whole)
         if refusals:
             return
         if None in before.pieces and self._chain[depth].format == "raw":
             raise Broken("what cannot be read was committed")
-        self._same(before, "a base after a commit", depth)
+        self._same(before, "a base after a commit", depth, contents=whole)
 
     def _rebase(self) -> None:
         before, chance = self._contents(), self._chance
@@ -302,11 +303,11 @@ class _Execution:
         if not refusals:
             below = [] if name is None else [Layer(self._folder / name, "raw")]
             self._chain[1:] = below
-        if before is None or not whole:
+        if before is None:
             return
         if None in before.pieces and not refusals and top.path != self._image:
             raise Broken("an image was rebased without what cannot be read")
-        self._same(before, "a rebase")
+        self._same(before, "a rebase", contents=whole)
 
     def _compact(self) -> None:
         before, top = self._contents(), self._chain[0]

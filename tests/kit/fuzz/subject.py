@@ -18,8 +18,9 @@ class Subject:
 
     ``seeds`` make sound images. ``structures`` follows one, with the format's own schemas, and says
     where its structures are. ``schemas`` are all that the format parses, ``parsers`` the functions
-    that judge bytes without a file. ``password`` opens the seeds. ``beyond_repair`` matches what a
-    check may find after a repair. ``during`` holds while images are open.
+    that judge bytes without a file. ``password`` opens the seeds. ``beyond_repair`` says of an
+    image and what a check found after a repair whether that cannot be mended. ``during`` holds
+    while images are open.
     """
 
     format: str
@@ -28,7 +29,7 @@ class Subject:
     schemas: Mapping[str, Any] = field(default_factory=dict)
     parsers: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
     password: str | None = None
-    beyond_repair: str = "(?!)"
+    beyond_repair: Callable[[bytes, str], bool] = lambda image, found: False
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def image(self, seed: str) -> bytes:

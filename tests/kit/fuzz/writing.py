@@ -1,14 +1,14 @@
 """One execution: a damaged image is written to, and then repaired.
 
 Whatever the image is, each change is refused with an :class:`ImageError` or made: what was written
-is then read back. What is left can be repaired, and then a check finds nothing (but for what the
-format says is beyond repair), or the repair is refused; it changes nothing that could be read.
+is then read back, and what could be opened can be opened again. What is left can be repaired, and
+then a check finds nothing (but for what the format says is beyond repair), or the repair is
+refused; it changes nothing that could be read.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -90,6 +90,16 @@ class _Execution:
                     self._change(device)
         self.refusals += len(refusals)
         self._image, self._data = memory.getvalue(), data.getvalue()
+        if self.opened:
+            self._open_again()
+
+    def _open_again(self) -> None:
+        image = WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True))
+        data = WatchedStorage(MemoryStorage(self._data, "data.raw", read_only=True))
+        with refusing() as refusals:
+            open_image(self._subject, image, self._subject.format, data=data).close()
+        if refusals:
+            raise Broken(f"it cannot be opened any more: {refusals[0]}") from refusals[0]
 
     def _change(self, device: BlockDevice) -> None:
         changes: tuple[Callable[[BlockDevice], None], ...] = (
@@ -202,8 +212,8 @@ class _Execution:
         if refusals:
             return
         left = self._check(WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True)))
-        beyond = re.compile(self._subject.beyond_repair)
-        if not left.clean and not all(map(beyond.search, left.messages)):
+        beyond = (self._subject.beyond_repair(self._image, found) for found in left.messages)
+        if not left.clean and not all(beyond):
             raise Broken(f"after a repair: {left.messages[:3]}")
 
     def _noise(self, before: bytes, after: bytes | None) -> bool:

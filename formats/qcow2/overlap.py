@@ -2,8 +2,7 @@
 
 Nor are they free because a guest cluster that lay there has gone. Only an image whose refcounts are
 wrong can make either happen: a cluster in use that is counted as free, or an L2 entry that points
-at a table. Source: SAFETY's nine classes of overlap, which are
-those that QEMU checks.
+at a table. Source: SAFETY's nine classes of overlap, which are those that QEMU checks.
 """
 
 from __future__ import annotations

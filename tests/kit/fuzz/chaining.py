@@ -27,7 +27,7 @@ import imgtool
 from imgtool.budget import Budget
 from imgtool.device import BlockDevice
 from imgtool.errors import ImageError
-from tests.kit.fuzz.reading import Outcome
+from tests.kit.fuzz.reading import PIECE, Outcome, pieces
 from tests.kit.fuzz.rules import SECONDS, Broken, Clock, memory_limit, time_limit
 from tests.kit.fuzz.subject import Subject
 from tests.kit.scratch import scratch
@@ -41,9 +41,8 @@ _LONGEST_FILE = 256 * MiB
 #: The steps of work of one job.
 _WORK = 300_000
 
-#: Disks are compared so far, in pieces; bytes.
+#: Disks are compared so far; bytes.
 _COMPARED = 1 * MiB
-_PIECE = 4096
 
 _MOST_STEPS = 4
 
@@ -354,14 +353,8 @@ def _budget() -> Budget:
 
 
 def _read(device: BlockDevice, length: int) -> Contents:
-    found: list[bytes | None] = []
     length = min(device.size, length)
-    for offset in range(0, length, _PIECE):
-        try:
-            found.append(device.read_at(offset, min(_PIECE, length - offset)))
-        except ImageError:
-            found.append(None)
-    return Contents(length, found)
+    return Contents(length, pieces(device, length))
 
 
 def _hold(before: Contents, after: Contents, what: str) -> None:
@@ -370,7 +363,7 @@ def _hold(before: Contents, after: Contents, what: str) -> None:
         raise Broken(f"{what}: shorter than before")
     for number, (one, other) in enumerate(zip(before.pieces, after.pieces, strict=True)):
         if one is not None and one != other:
-            raise Broken(f"{what}: other contents at {number * _PIECE}")
+            raise Broken(f"{what}: other contents at {number * PIECE}")
 
 
 def _digest(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Override, Reference, Trust
 from imgtool.device import BlockDevice
+from imgtool.errors import ImageError
 from imgtool.ops.check import check
 from imgtool.ops.hash import hash_image
 from imgtool.ops.info import describe
@@ -40,6 +41,9 @@ from tests.kit.fuzz.subject import Subject
 SPAN = 2 << 20
 _PIECE = 1 << 18
 _SECTOR = 512
+
+#: A disk that is compared with what it was is so in pieces of so many bytes.
+PIECE = 4096
 
 #: Extents of a disk that are looked at: a small file may well map a very large disk.
 _MOST_EXTENTS = 20_000
@@ -223,6 +227,17 @@ def open_image(
     """Open an image alone: on no backing image, and with a data file in memory if it wants one."""
     opener = _opener(subject, follow=follow, writable=writable)
     return opener.reference(Reference(storage, format, options or {}, _children(data)))
+
+
+def pieces(device: BlockDevice, length: int) -> list[bytes | None]:
+    """The first ``length`` bytes of a disk in pieces of :data:`PIECE`, None what can't be read."""
+    found: list[bytes | None] = []
+    for offset in range(0, length, PIECE):
+        try:
+            found.append(device.read_at(offset, min(PIECE, length - offset)))
+        except ImageError:
+            found.append(None)
+    return found
 
 
 def _children(data: WatchedStorage | None) -> dict[str, Override]:

@@ -15,11 +15,10 @@ from itertools import pairwise
 from imgtool import registry
 from imgtool.chain import Opener, OpenPolicy, Reference, Trust
 from imgtool.device import BlockDevice
-from imgtool.errors import ImageError
 from imgtool.ops.check import CheckReport, check
 from imgtool.ops.info import describe
 from imgtool.storage.memory import MemoryStorage
-from tests.kit.fuzz.reading import Outcome, open_image
+from tests.kit.fuzz.reading import PIECE, Outcome, open_image, pieces
 from tests.kit.fuzz.rules import (
     OPEN_SECONDS,
     SECONDS,
@@ -35,9 +34,8 @@ from tests.kit.fuzz.subject import Subject
 #: The file, and the data file, may grow to so many bytes; then the storage is full.
 _ROOM = 32 << 20
 
-#: A disk is compared before and after a repair so far, in pieces; bytes.
+#: A disk is compared before and after a repair so far; bytes.
 _COMPARED = 1 << 20
-_PIECE = 4096
 _SECTOR = 512
 
 _MOST_CHANGES = 8
@@ -208,7 +206,7 @@ class _Execution:
         self._image = memory.getvalue()
         for piece, (one, other) in enumerate(zip(before, self._contents(), strict=False)):
             if one is not None and one != other and not self._noise(one, other):
-                raise Broken(f"a repair changed what is read at {piece * _PIECE}")
+                raise Broken(f"a repair changed what is read at {piece * PIECE}")
         if refusals:
             return
         left = self._check(WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True)))
@@ -246,19 +244,13 @@ class _Execution:
         """The first bytes of the disk in pieces, None where they cannot be read."""
         storage = WatchedStorage(MemoryStorage(self._image, "x.img", read_only=True))
         data = WatchedStorage(MemoryStorage(self._data, "data.raw", read_only=True))
-        found: list[bytes | None] = []
         with (
             refusing(),
             open_image(self._subject, storage, self._subject.format, data=data) as device,
         ):
             self._encrypted = describe(device).encrypted
-            length = min(device.size, _COMPARED)
-            for offset in range(0, length, _PIECE):
-                try:
-                    found.append(device.read_at(offset, min(_PIECE, length - offset)))
-                except ImageError:
-                    found.append(None)
-        return found
+            return pieces(device, min(device.size, _COMPARED))
+        return []
 
 
 def _shared(device: BlockDevice, offset: int, length: int) -> bool:

@@ -148,7 +148,8 @@ class Allocator:
         """Add ``by`` to the refcounts of ``count`` clusters from host ``offset`` on.
 
         If the references that go were ``guests``', a cluster that holds metadata is not free
-        because of it: for that it stays counted.
+        because of it: for that it stays counted. If they were metadata's, it is none of the active
+        disk's any more, though a snapshot may still have it.
 
         Raises :class:`CorruptImage` for refcounts that would fall below zero, and
         :class:`ImageError` for those that would not fit their width.
@@ -156,6 +157,8 @@ class Allocator:
         index = offset >> self._geometry.cluster_bits
         end = index + count
         per_block = self._geometry.refcount_block_entries
+        if by < 0 and not guests and self.guard is not None:
+            self.guard.forget(offset, count)
         while index < end:
             number, slot = divmod(index, per_block)
             block = self._block(number) if number < len(self.table) else None

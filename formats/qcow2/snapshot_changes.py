@@ -143,6 +143,7 @@ def delete_snapshot(device: WritableQcow2, name: str) -> None:
         device.flush()
         l1 = _l1_of(device, snapshot)
         stored = _afford(device, l1)
+        afford_to_look_again(device, device.l1)
         with _marked_dirty(device):
             _switch_table(device, [other for other in device.snapshots if other is not snapshot])
             _let_go(device, l1, stored)
@@ -150,6 +151,8 @@ def delete_snapshot(device: WritableQcow2, name: str) -> None:
                 clusters = device.header.geometry.clusters(len(l1) * 8)
                 device.metadata.free_later(snapshot.l1_table_offset, clusters)
             _mark_copied(device)
+            # Another snapshot may have the same L1 table.
+            look_again(device)
 
 
 @contextlib.contextmanager

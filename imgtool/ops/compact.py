@@ -263,9 +263,10 @@ def _replacing(target: str) -> Iterator[str]:
         if there:
             # Nobody may write meanwhile to what is to go: its lock is kept until it is gone.
             old = stack.enter_context(FileStorage.open(final))
-            # It may be less private than what it becomes only once it is whole.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         try:
+            if there:
+                # It may be less private than what it becomes only once it is whole.
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             yield path
             if there:
                 _take_after(path, final)

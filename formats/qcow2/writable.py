@@ -194,6 +194,11 @@ class WritableQcow2(Qcow2Device):
             elif (kept := self.clusters.kept_run(offset, stop)) is not None:
                 host, stop = kept
                 self._check_in_place(host, stop - offset)
+                if not self.metadata.unfinished:
+                    # Readers may have found data there before it was made zeros: they are not to
+                    # see what others do not see before it is linked.
+                    with self.gate.drained():
+                        pass
             else:
                 # The L2 table comes first, so that it lies in front of the data it maps.
                 self.metadata.l2_table(offset // geometry.l2_coverage)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -247,15 +249,11 @@ def begin(
     that this call made are removed again. ``backing`` is the open backing image, for formats that
     have to look at it.
     """
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as locks, contextlib.ExitStack() as undo:
         try:
             plan.format.judge_options(plan.size, plan.options)
-            storage = _make(plan, plan.target, undo, cache, lock)
+            storage, data = _make_files(plan, locks, undo, cache, lock)
             storage.account = plan.budget.account(storage.name)
-            data = None
-            if plan.options.get("data_file") is not None:
-                path = beside(plan.target, plan.options["data_file"])
-                data = _make(plan, path, undo, cache, lock)
             creator = plan.format.load_creator()
             with creator(storage, plan.size, plan.options, data=data, backing=backing) as image:
                 yield image
@@ -271,8 +269,37 @@ def begin(
         undo.pop_all()
 
 
+def _make_files(
+    plan: CreatePlan,
+    locks: contextlib.ExitStack,
+    undo: contextlib.ExitStack,
+    cache: str,
+    lock: bool,
+) -> tuple[Storage, Storage | None]:
+    """Make the image's file and its data file; none is emptied if the other cannot be had."""
+    if plan.options.get("data_file") is None:
+        return _make(plan, plan.target, locks, undo, cache, lock), None
+    from imgtool.storage.file import FileStorage
+
+    files = (plan.target, beside(plan.target, plan.options["data_file"]))
+    there = [isinstance(file, Storage) or os.path.exists(file) for file in files]
+    for file, exists in zip(files, there, strict=True):
+        if exists and not isinstance(file, Storage):
+            FileStorage.open(file, writable=True, lock=lock).close()
+    # What is new is made first: it can be taken back.
+    made = {}
+    for number in sorted((0, 1), key=lambda number: there[number]):
+        made[number] = _make(plan, files[number], locks, undo, cache, lock)
+    return made[0], made[1]
+
+
 def _make(
-    plan: CreatePlan, target: str | Storage, undo: contextlib.ExitStack, cache: str, lock: bool
+    plan: CreatePlan,
+    target: str | Storage,
+    locks: contextlib.ExitStack,
+    undo: contextlib.ExitStack,
+    cache: str,
+    lock: bool,
 ) -> Storage:
     if isinstance(target, Storage):
         if target.size():
@@ -287,10 +314,13 @@ def _make(
         nocow=bool(plan.options.get("nocow")),
         extent_size_hint=plan.options.get("extent_size_hint", 0),
     )
+    held: io.FileIO | None = None
     try:
-        undo.callback(_discard, storage)
+        # Whoever closes the file, its lock is kept until nothing is to be taken back any more.
+        held = locks.enter_context(storage.duplicate())
+        undo.callback(_discard, storage, held)
     except BaseException:
-        _discard(storage)
+        _discard(storage, held)
         raise
     if not storage.created:
         # What was there is gone before anything is put in its place: they are never mixed.
@@ -298,16 +328,36 @@ def _make(
     return storage
 
 
-def _discard(storage: Any) -> None:
-    """Take back a file that this run made; one that was there before stays, emptied."""
-    if not storage.created and os.path.isfile(storage.name):
-        with contextlib.suppress(OSError):
-            os.truncate(storage.name, 0)
+def _discard(storage: Any, held: io.FileIO | None) -> None:
+    """Take back a file that this run made; one that was there before stays, emptied.
+
+    That goes for the file itself: what has its name by now may be another's. ``held`` is the open
+    file as well, with its lock.
+    """
+    with contextlib.suppress(OSError):
+        if (
+            not storage.created
+            and held is not None
+            and stat.S_ISREG(os.fstat(held.fileno()).st_mode)
+        ):
+            os.ftruncate(held.fileno(), 0)
+    removed = storage.created and _unlink(storage)
     with contextlib.suppress(OSError):  # there is an error to tell already
         storage.close()
-    if storage.created:
-        with contextlib.suppress(OSError):
+    if storage.created and not removed:
+        if held is not None:
+            held.close()
+        # Windows removes only what nobody has open.
+        _unlink(storage)
+
+
+def _unlink(storage: Any) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.stat(storage.name)
+        if (status.st_dev, status.st_ino) == storage.identity:
             os.unlink(storage.name)
+            return True
+    return False
 
 
 def execute(plan: CreatePlan, *, cache: str = "writeback") -> None:

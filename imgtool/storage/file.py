@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import threading
@@ -185,6 +186,10 @@ class FileStorage(Storage):
 
     def fileno(self) -> int | None:
         return self._file.fileno()
+
+    def duplicate(self) -> io.FileIO:
+        """The open file once more: it keeps its locks for as long as this is open, too."""
+        return io.FileIO(os.dup(self._file.fileno()))
 
     def size(self) -> int:
         if self._device_size is not None:

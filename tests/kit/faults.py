@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from imgtool.storage.base import HostRange, Storage
+from imgtool.storage.file import FileStorage
 
 
 class WrappedStorage(Storage):
@@ -24,6 +26,11 @@ class WrappedStorage(Storage):
     def created(self) -> bool:
         """Whether the file was brought into being, for those who make files."""
         return bool(getattr(self.inner, "created", False))
+
+    def duplicate(self) -> io.FileIO:
+        """The same file once more, for those who make files."""
+        assert isinstance(self.inner, FileStorage)
+        return self.inner.duplicate()
 
     @property
     def identity(self) -> Hashable | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from imgtool.errors import ImageError
+from imgtool.errors import ImageError, InUse
 from imgtool.ops.create import create
 from imgtool.storage.base import Storage
 from imgtool.storage.file import FileStorage
@@ -264,6 +266,73 @@ def test_progress_breaks_it_off(tmp_path: Path, source: Path) -> None:
 
 
 # Room
+
+
+@pytest.mark.skipif(os.name != "posix", reason="replaces an open file")
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_took_the_target_s_name_is_not_taken_back(
+    tmp_path: Path, source: Path, existing: bool
+) -> None:
+    target, other = tmp_path / "target.qcow2", tmp_path / "other"
+    if existing:
+        target.write_bytes(OLD)
+
+    def replace(done: int, total: int) -> None:
+        other.write_bytes(OLD)
+        os.replace(other, target)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to(target, source, progress=replace)
+    assert target.read_bytes() == OLD
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such locks")
+def test_a_target_is_taken_back_while_it_is_locked(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment later it could be somebody else's who found it and began anew."""
+    target = tmp_path / "target.qcow2"
+
+    def unlink(name: str) -> None:
+        with pytest.raises(InUse):
+            FileStorage.open(name, writable=True)
+        taken.append(name)
+        os.remove(name)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    taken: list[str] = []
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        to(target, source, progress=stop)
+    assert taken == [str(target)]
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "nowhere", "locked"])
+@pytest.mark.parametrize("image_first", [False, True])
+def test_neither_file_is_emptied_for_want_of_the_other(
+    tmp_path: Path, kind: str, image_first: bool
+) -> None:
+    """An image and its data file, of which one exists, and the other cannot be made."""
+    image, data = tmp_path / "image.qcow2", tmp_path / "data"
+    there, missing = (image, data) if image_first else (data, image)
+    there.write_bytes(OLD)
+    with contextlib.ExitStack() as stack:
+        if kind == "folder":
+            missing.mkdir()
+        elif kind == "locked":
+            missing.write_bytes(OLD)
+            stack.enter_context(FileStorage.open(missing, writable=True))
+        elif image_first:
+            data = tmp_path / "nowhere" / "data"
+        else:
+            image = tmp_path / "nowhere" / "image.qcow2"
+        with pytest.raises((ImageError, OSError)):
+            create(image, MiB, format="qcow2", options={"data_file": str(data)})
+    assert there.read_bytes() == OLD
 
 
 def free(monkeypatch: pytest.MonkeyPatch, amount: int) -> None:

@@ -122,7 +122,7 @@ def vmdk(guest: bytes = GUEST, text: bytes | None = None, **changes: int) -> byt
     )
 
 
-def vmdk_stream(guest: bytes = GUEST, **footer: int) -> bytes:
+def vmdk_stream(guest: bytes = GUEST, text: bytes | None = None, **footer: int) -> bytes:
     """A stream-optimized disk with one grain; ``footer`` changes the footer alone."""
     same = {"flags": 0x30001, "compression": 1, "second": 0}
     packed = zlib.compress(guest.ljust(65536, b"\0"))
@@ -132,7 +132,7 @@ def vmdk_stream(guest: bytes = GUEST, **footer: int) -> bytes:
     marker = struct.Struct("<QII496x").pack
     return _at(
         (0, vmdk_header(directory=(1 << 64) - 1, **same)),
-        (512, description("streamOptimized")),
+        (512, description("streamOptimized") if text is None else text),
         (128 * 512, grain),
         (table_at * 512, marker(4, 0, 1) + struct.pack("<I", 128).ljust(2048, b"\0")),
         ((table_at + 5) * 512, marker(1, 0, 2) + struct.pack("<I", table_at + 1).ljust(512, b"\0")),

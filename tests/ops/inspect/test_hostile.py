@@ -78,6 +78,10 @@ def _inner(extents: str, kind: str = "monolithicSparse", **changes: Any) -> Make
     return lambda: f.vmdk(text=f.description(kind, extents), **changes)
 
 
+#: The description of a disk on top of another.
+_CHILD = f.description(more='parentFileNameHint="base.vmdk"')
+
+
 def _stream_with(sector: int, value: int) -> Make:
     """A stream with another number at the start of a sector, counted from the end."""
 
@@ -228,6 +232,38 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
         ),
         {"parent"},
     ),
+    "vmdk parent, and the header knows of no description": (
+        lambda: f.vmdk(text=_CHILD, description=0), {"parent", "vmdk-description"},
+    ),
+    "vmdk parent, and the description has no length": (
+        lambda: f.vmdk(text=_CHILD, length=0), {"parent"},
+    ),
+    "vmdk parent alone, and the header knows of no description": (
+        lambda: f.vmdk(text=b'\1parentFileNameHint="base.vmdk"', description=0),
+        {"parent", "vmdk-description", "vmdk-kind"},
+    ),
+    "vmdk parent, and the header points elsewhere": (
+        lambda: put(f.vmdk(text=_CHILD, description=256), 256 * 512, f.description()),
+        {"parent", "vmdk-description"},
+    ),
+    "vmdk parent elsewhere": (
+        lambda: put(f.vmdk(description=256), 256 * 512, _CHILD), {"parent", "vmdk-description"},
+    ),
+    "vmdk description elsewhere": (
+        lambda: put(f.vmdk(text=b"", description=256), 256 * 512, f.description()),
+        {"vmdk-description"},
+    ),
+    "vmdk stream with a parent, and the header knows of no description": (
+        lambda: put(f.vmdk_stream(text=_CHILD, description=0), 28, bytes(8)),
+        {"parent", "vmdk-description"},
+    ),
+    "sparse without capacity, and a long description": (
+        _inner(
+            "# \n" * 4000 + 'RW 8192 FLAT "/etc/passwd" 0', "monolithicFlat", capacity=0,
+            grain=1, directory=1,
+        ),
+        {"vmdk-kind", "extent", "name-absolute"},
+    ),
     "vmdk version": (lambda: f.vmdk(version=9), {"vmdk-version"}),
     "vmdk flags": (lambda: f.vmdk(flags=1 << 30 | 3), {"unknown-feature"}),
     "vmdk grain": (lambda: f.vmdk(grain=3), {"corrupt"}),
@@ -240,6 +276,7 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
         lambda: put(f.vmdk(capacity=2 * 65536), 26 * 512 + 4, b"\x1b"), {"table-shared"},
     ),
     "ESX": (lambda: b"COWD".ljust(4096, b"\0"), {"vmdk-kind"}),
+    "ESX parent": (lambda: b"COWD".ljust(512, b"\0") + _CHILD, {"vmdk-kind", "parent"}),
     "footer capacity": (lambda: f.vmdk_stream(capacity=1 << 30), {"vmdk-footer"}),
     "footer description": (lambda: f.vmdk_stream(description=40), {"vmdk-footer"}),
     "footer to a footer": (lambda: f.vmdk_stream(directory=(1 << 64) - 1), {"vmdk-footer"}),
@@ -374,6 +411,9 @@ def test_unknown_features_have_the_names_that_the_image_gives_them() -> None:
         ("data file", "data-file", "data.raw", "raw"),
         ("flat absolute", "extent", "/etc/passwd", None),
         ("vmdk parent in a comment", "parent", "base.vmdk", None),
+        ("vmdk parent, and the header points elsewhere", "parent", "base.vmdk", None),
+        ("sparse without capacity, and a long description", "extent", "/etc/passwd", None),
+        ("ESX parent", "parent", "base.vmdk", None),
         ("vdi parent", "parent", str(f.PARENT_ID), None),
         ("vhd parent", "parent", "..\\base.vhd", None),
         ("vhdx parent", "parent", r"\\?\V\a", None),

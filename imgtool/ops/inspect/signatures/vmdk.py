@@ -78,6 +78,8 @@ _KEY = re.compile(r"[\w.]+")
 #: 20 sectors that it reads, however long the header says that the description is.
 _HINT = re.compile(r'parentfilenamehint.?"?([^"\n]*)', re.IGNORECASE)
 _READ_BY_QEMU = 20 * _SECTOR
+#: QEMU reads them behind the header of every sparse file, wherever that says that they are.
+_PLACE_FOR_QEMU = _SECTOR
 
 
 def probe(head: bytes, tail: bytes) -> int:
@@ -101,6 +103,8 @@ def inspect(notes: Notes) -> Steps[None]:
     if head[:4] == _ESX_MAGIC:
         notes.variant = "vmfsSparse"
         notes.unsafe("vmdk-kind", "It is a part of an ESX server's disk, and no whole one", 0)
+        text = yield from read(_PLACE_FOR_QEMU, _READ_BY_QEMU, "The description")
+        _name_parents(notes, _text(text), _PLACE_FOR_QEMU)
         return
     if head[:4] == _MAGIC:
         yield from _sparse(notes, head)
@@ -123,13 +127,32 @@ def _sparse(notes: Notes, head: bytes) -> Steps[None]:
     else:
         notes.start(_guest_head(notes, header))
         notes.start(_directory(notes, header))
+    yield from _descriptions(notes, header)
+
+
+def _descriptions(notes: Notes, header: Any) -> Steps[None]:
+    """Judge the description that the header points to, and one where QEMU looks regardless."""
     offset = header.description_offset * _SECTOR
+    if offset != _PLACE_FOR_QEMU:
+        found = yield from read(_PLACE_FOR_QEMU, _READ_BY_QEMU, "The description")
+        if probe(found, b"") or _HINT.search(_text(found)):
+            notes.unsafe(
+                "vmdk-description",
+                "It has a description where its header says that there is none",
+                _PLACE_FOR_QEMU,
+            )
+            _describe(notes, found, _PLACE_FOR_QEMU, alone=False)
+        elif not offset:
+            notes.warn("vmdk-description", "It has no description of itself", 0)
     if not offset:
-        notes.warn("vmdk-description", "It has no description of itself", 0)
         return
+    if offset != _PLACE_FOR_QEMU:
+        notes.unsafe("vmdk-description", "Its description is not behind its header", offset)
     length = min(max(header.description_size * _SECTOR, _READ_BY_QEMU), _MAX_DESCRIPTION)
+    if not header.capacity:
+        # It stands for the files that the description names, and QEMU reads on to the end of that.
+        length = _MAX_DESCRIPTION
     text = yield from read(offset, length, "The description")
-    # With no capacity of its own the header stands for the files that the description names.
     _describe(notes, text, offset, alone=not header.capacity)
 
 
@@ -300,7 +323,7 @@ def _judge_walk(notes: Notes, walk: _Walk, directory: int) -> Steps[None]:
 
 def _describe(notes: Notes, data: bytes, offset: int, *, alone: bool) -> None:
     """Judge a description; ``alone``: the files that it names are the disk."""
-    text = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    text = _text(data)
     settings: dict[str, str] = {}
     sectors = extents = 0
     for line in text.split("\n"):
@@ -327,11 +350,20 @@ def _describe(notes: Notes, data: bytes, offset: int, *, alone: bool) -> None:
         notes.unsafe("vmdk-kind", "It is not an image that is whole in one file", offset)
     if not extents:
         notes.unsafe("vmdk-description", "Its description names no extents", offset)
-    for hint in _HINT.finditer(text):
-        notes.file("parent", hint[1], offset=offset)
+    _name_parents(notes, text, offset)
     parent = settings.get("parentcid", _NO_PARENT)
     if parent.lower() != _NO_PARENT:
         notes.parent(parent[:64], offset)
+
+
+def _text(data: bytes) -> str:
+    """A description ends with its first NUL."""
+    return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _name_parents(notes: Notes, text: str, offset: int) -> None:
+    for hint in _HINT.finditer(text):
+        notes.file("parent", hint[1], offset=offset)
 
 
 def _judge_extent(notes: Notes, extent: re.Match[str], offset: int, *, alone: bool) -> None:

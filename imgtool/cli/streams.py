@@ -6,13 +6,27 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 _OUTPUT = "standard output"
+
+
+class _Input(io.FileIO):
+    """Standard input, which is waited for: whoever shares it may have set it not to wait."""
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        while True:
+            count: int | None = super().readinto(buffer)
+            if count is not None:
+                return count
+            # Nothing has come yet, which is not the end.
+            import select
+
+            select.select([self], [], [])
 
 
 class _Output(io.FileIO):
@@ -46,6 +60,8 @@ def prepare() -> None:
     """
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    elif sys.__stdin__ is not None and sys.stdin is sys.__stdin__:
+        sys.stdin = _waiting(sys.stdin)
     for name, kind in (("stdout", _Output), ("stderr", _Messages)):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
@@ -59,3 +75,9 @@ def prepare() -> None:
             line_buffering=name == "stderr" or raw.isatty(),
         )
         setattr(sys, name, ours)
+
+
+def _waiting(stream: TextIO) -> TextIO:
+    raw = _Input(stream.fileno(), "r", closefd=False)
+    raw.name = stream.name
+    return io.TextIOWrapper(io.BufferedReader(raw), encoding=stream.encoding, errors=stream.errors)

@@ -27,8 +27,9 @@ class FileObjectStorage(Storage):
     writable is taken not to change.
 
     Raises :class:`ImageError` if the object can't seek, and ``TypeError`` if it holds text or is no
-    file object. As with a file, a flush that fails is final: every later write and flush raises
-    the same error.
+    file object. One that does not wait for its bytes (``read`` gives None) makes reads raise
+    ``BlockingIOError``. As with a file, a flush that fails is final: every later write and flush
+    raises the same error.
     """
 
     def __init__(self, fileobj: IO[bytes], name: str | None = None, *, owned: bool = False) -> None:
@@ -144,7 +145,11 @@ class FileObjectStorage(Storage):
         self._fileobj.seek(offset)
         done = 0
         while done < len(view):
-            data = self._fileobj.read(len(view) - done)
+            data = cast("bytes | None", self._fileobj.read(len(view) - done))
+            if data is None:
+                raise BlockingIOError(
+                    errno.EAGAIN, "the file object is set not to wait for its bytes", self.name
+                )
             if not data:
                 break
             view[done : done + len(data)] = data

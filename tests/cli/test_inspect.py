@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,26 @@ def test_standard_input_that_cannot_seek(tmp_path: Path) -> None:
         assert done.returncode == status
         shown = json.loads(done.stdout)
         assert (shown["filename"], shown["format"]) == ("<stdin>", "qcow2")
+
+
+@pytest.mark.usefixtures("images")
+@pytest.mark.skipif(os.name != "posix", reason="pipes that do not wait are POSIX's")
+def test_standard_input_that_does_not_wait(tmp_path: Path) -> None:
+    """Whoever made the pipe may have set it so; a pause in the upload is not its end."""
+    image = (tmp_path / "unsafe.q").read_bytes()
+    for first in (0, 100, len(image) // 2):
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        with subprocess.Popen(
+            [sys.executable, "-m", "imgtool", "inspect", "--output=json", "-"],
+            stdin=reader, stdout=subprocess.PIPE,
+        ) as running:  # fmt: skip
+            os.close(reader)
+            with open(writer, "wb", buffering=0) as upload:
+                upload.write(image[:first])
+                time.sleep(0.5)
+                upload.write(image[first:])
+            assert running.stdout is not None
+            shown = json.loads(running.stdout.read())
+        assert running.returncode == 2
+        assert (shown["filename"], shown["file-size"]) == ("<stdin>", len(image))

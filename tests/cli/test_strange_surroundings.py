@@ -77,6 +77,28 @@ def test_a_pipe_that_takes_no_more_for_now(tmp_path: Path) -> None:
         assert line.startswith("imgtool: standard output: ")
 
 
+def test_commands_that_come_after_a_pause(tmp_path: Path) -> None:
+    """Input that is set not to wait has not ended because nothing has come yet."""
+    imgtool.create(tmp_path / "a.qcow2", "1M")
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with subprocess.Popen(
+        [*COMMAND, "io", "a.qcow2"],
+        cwd=tmp_path, env=ENVIRONMENT, stdin=reader, stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        os.close(reader)
+        with open(writer, "wb", buffering=0) as typed:
+            time.sleep(0.5)
+            typed.write(b"length\nread 0 5")
+            time.sleep(0.2)
+            typed.write(b"12\n")
+        assert running.stdout is not None
+        shown = running.stdout.read()
+    assert running.returncode == 0
+    assert "1 MiB" in shown
+    assert "read 512/512 bytes" in shown
+
+
 def test_closed_stdin(tmp_path: Path) -> None:
     imgtool.create(tmp_path / "a.qcow2", "1M")
     assert shell("imgtool io a.qcow2 <&-", tmp_path).returncode == 0

@@ -75,6 +75,17 @@ def test_an_object_that_takes_nothing_is_an_error() -> None:
         FileObjectStorage(Full()).write_at(0, b"abc")
 
 
+def test_an_object_that_does_not_wait_is_an_error() -> None:
+    class Pausing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(size) if self.tell() < 4 else cast(bytes, None)
+
+    storage = FileObjectStorage(Pausing(bytes(10)))
+    assert storage.read_at(0, 8) == bytes(8)
+    with pytest.raises(BlockingIOError, match="not to wait"):
+        storage.read_at(4, 4)
+
+
 def test_objects_that_cannot_be_images(tmp_path: Path) -> None:
     class Pipe(io.BytesIO):
         def seekable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -30,7 +31,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a file, of which the structure alone is read; no other file is opened.
 
-    A file object that can't seek is read to its end. A storage, or a file object, stays open.
+    A file object that can't seek is read to its end; it must wait for what is still to come, else
+    that is a ``BlockingIOError``. A storage, or a file object, stays open.
     ``format``, ``max_virtual_size`` (bytes) and ``accept`` are those of :class:`Inspector`. Raises
     ``OSError`` if it can't be read, and :class:`~imgtool.errors.ImageError` if it can't be opened;
     what is wrong with its contents is in the result.
@@ -45,7 +47,7 @@ def inspect(
                 max_virtual_size=max_virtual_size,
                 accept=accept,
             )
-            while chunk := source.read(_CHUNK):
+            while chunk := _read(source, inspector.filename):
                 inspector.feed(chunk)
             return inspector.finish()
     session = Session(format=format, max_virtual_size=max_virtual_size, accept=accept)
@@ -58,6 +60,15 @@ def inspect(
     finally:
         if storage is not source:
             storage.close()
+
+
+def _read(file: IO[bytes], name: str) -> bytes:
+    """The next bytes of a stream; none at its end."""
+    chunk = cast("bytes | None", file.read(_CHUNK))
+    if chunk is None:
+        # A pause is not the end: what is still to come might be what is unsafe.
+        raise BlockingIOError(errno.EAGAIN, "it is set not to wait for what is to come", name)
+    return chunk
 
 
 def _refuse_endless(file: IO[bytes]) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 import tracemalloc
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,9 @@ from tests.kit.qcow2 import ImageBuilder
 from tests.ops.inspect.judging import FEW, NAME, SOUND, as_stream, judge, qcow2
 from tests.ops.inspect.test_hostile import HOSTILE
 from tests.ops.inspect.test_polyglots import POLYGLOTS
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _ALL: dict[str, Callable[[], bytes]] = {
     **{name: SOUND[name][1] for name in FEW},
@@ -190,6 +194,28 @@ def test_a_file_object_is_left_open() -> None:
         assert file.seek(0) == 0
     with pytest.raises(TypeError):
         imgtool.inspect(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+class _Pausing(io.RawIOBase):
+    """A stream set not to wait, which has nothing after its first bytes, for now."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        return self._data.readinto(buffer) or None
+
+
+@pytest.mark.parametrize("first", [0, 100, 1 << 20])
+def test_a_pause_is_not_the_end(first: int) -> None:
+    # There is nothing to say against the first bytes of a disk of zeros.
+    with pytest.raises(BlockingIOError, match="not to wait"):
+        imgtool.inspect(_Pausing(bytes(first)))
+    with pytest.raises(BlockingIOError):
+        imgtool.inspect(io.BufferedReader(_Pausing(bytes(first))))
 
 
 def test_a_reader_that_fails() -> None:

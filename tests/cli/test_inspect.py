@@ -144,3 +144,16 @@ def test_standard_input_that_does_not_wait(tmp_path: Path) -> None:
             shown = json.loads(running.stdout.read())
         assert running.returncode == 2
         assert (shown["filename"], shown["file-size"]) == ("<stdin>", len(image))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this host has no /dev/zero")
+@pytest.mark.parametrize("options", [["--max-virtual-size", "8M"], ["-f", "qcow2"]])
+def test_standard_input_that_never_ends(options: list[str]) -> None:
+    with subprocess.Popen(["cat", "/dev/zero"], stdout=subprocess.PIPE) as endless:
+        done = subprocess.run(
+            [sys.executable, "-m", "imgtool", "inspect", *options, "-"],
+            stdin=endless.stdout, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        endless.kill()
+    assert done.returncode == 2
+    assert "not checked: What follows (at offset " in done.stdout

@@ -31,7 +31,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a file, of which the structure alone is read; no other file is opened.
 
-    A file object that can't seek is read to its end; it must wait for what is still to come, else
+    A file object that can't seek is read to its end, or as far as it may yet be of ``format`` and
+    no larger than ``max_virtual_size``; it must wait for what is still to come, else
     that is a ``BlockingIOError``. A storage, or a file object, stays open.
     ``format``, ``max_virtual_size`` (bytes) and ``accept`` are those of :class:`Inspector`. Raises
     ``OSError`` if it can't be read, and :class:`~imgtool.errors.ImageError` if it can't be opened;
@@ -48,6 +49,9 @@ def inspect(
                 accept=accept,
             )
             while chunk := _read(source, inspector.filename):
+                if inspector.unmet:
+                    # Whoever sends it may never end.
+                    return inspector.finish(ended=False)
                 inspector.feed(chunk)
             return inspector.finish()
     session = Session(format=format, max_virtual_size=max_virtual_size, accept=accept)

@@ -54,19 +54,21 @@ class Session:
         self.tasks = Tasks()
         self._signatures = known_signatures()
         self._expected = None if format is None else _ALIASES.get(format, format)
+        self._told_by_their_tails = {known.name for known in self._signatures if known.by_tail}
         names = {"raw", "gpt", "mbr", *(known.name for known in self._signatures)}
         if self._expected is not None and self._expected not in names:
             raise BadOption(f"Unknown format '{format}': inspect knows {', '.join(sorted(names))}")
         self._max_virtual_size = max_virtual_size
         self._accept = frozenset(accept)
         self._claims: list[tuple[int, Claim]] = []
+        self._head_seen = False
         self._general = Notes("", self.tasks.started)
         self._raw = Notes("raw", self.tasks.started)
         self._notes: dict[str, Notes] = {}
         self._general.start(self._detect())
 
-    def unsafe_so_far(self) -> bool:
-        """Whether something was found that nothing behind it can mend."""
+    def unsafe_so_far(self, seen: int) -> bool:
+        """Whether something was found in ``seen`` bytes that nothing behind them can mend."""
         problems = [
             problem
             for notes in (self._general, *self._notes.values())
@@ -74,14 +76,31 @@ class Session:
         ]
         claims = self._ordered_claims()
         if claims:
+            problems += self._judge_claims(claims, claims[0].format)
+        return self._any_unsafe(problems) or self.unmet_so_far(seen)
+
+    def unmet_so_far(self, seen: int) -> bool:
+        """Whether it can't be any more what it was said to be, or is larger than is allowed."""
+        if not self._head_seen:
+            return False
+        problems: list[Problem] = []
+        claims = self._ordered_claims()
+        size = 0
+        if claims:
             # What claims the head goes before what claims the tail.
             kind = claims[0].format
-            problems += self._judge_claims(claims, kind)
-            if kind not in _PLAIN:
-                problems += self._judge_expected(kind, ())
-            virtual_size = self._notes[kind].virtual_size
-            if virtual_size is not None:
-                problems += self._judge_size(virtual_size)
+            problems += self._judge_expected(kind, tuple(self._raw.contents))
+            size = self._notes[kind].virtual_size or 0
+        elif self._expected not in self._told_by_their_tails:
+            problems += self._judge_expected("raw", tuple(self._raw.contents))
+        problems += self._judge_size(size, seen)
+        return self._any_unsafe(problems)
+
+    def cut_short(self, seen: int) -> None:
+        """The rest behind ``seen`` bytes is not waited for."""
+        self._general.not_checked("What follows", seen, "it was not waited for")
+
+    def _any_unsafe(self, problems: list[Problem]) -> bool:
         return any(self._accepted(problem).severity is Severity.UNSAFE for problem in problems)
 
     def _ordered_claims(self) -> list[Claim]:
@@ -93,6 +112,7 @@ class Session:
             score = known.probe(head, b"")
             if score >= _LEAST:
                 self._claim(known, "head", 0, score)
+        self._head_seen = True
         self._raw.start(registry.find("raw").load_inspector()(self._raw))
         size = yield from file_size()
         start = max(0, size - TAIL)
@@ -139,7 +159,7 @@ class Session:
             problems += self._raw.problems
         problems += self._judge_claims(claims, kind)
         problems += self._judge_expected(kind, tables)
-        problems += self._judge_size(virtual_size)
+        problems += self._judge_size(virtual_size, size)
         problems = [self._accepted(problem) for problem in problems]
         problems.sort(key=_order)
         unchecked = sorted(
@@ -205,10 +225,12 @@ class Session:
                 f"Its format is {kind}, not {self._expected}",
             )
 
-    def _judge_size(self, virtual_size: int | None) -> Iterator[Problem]:
+    def _judge_size(self, virtual_size: int | None, size: int) -> Iterator[Problem]:
+        """Judge what is known of the disk's size, from ``size`` bytes of the file."""
         limit = self._max_virtual_size
         if limit is None:
             return
+        as_raw = self._size_as_raw(size)
         if virtual_size is None:
             yield Problem("virtual-size", Severity.UNSAFE, "Its virtual size is not known")
         elif virtual_size > limit:
@@ -218,6 +240,22 @@ class Session:
                 f"Its virtual size of {format_size(virtual_size)} is more than the "
                 f"{format_size(limit)} that are allowed",
             )
+        elif as_raw > limit:
+            yield Problem(
+                "virtual-size",
+                Severity.UNSAFE,
+                f"As a raw disk it has {format_size(as_raw)}, more than the "
+                f"{format_size(limit)} that are allowed",
+            )
+
+    def _size_as_raw(self, size: int) -> int:
+        """The disk that they see who know a format by its first bytes alone, as QEMU does.
+
+        It is 0 where these name one. A footer, which fixed VHD disks have, does not count.
+        """
+        if any(claim.place == "head" and claim.format != "iso9660" for _, claim in self._claims):
+            return 0
+        return max(0, align_up(size, 512) - 512)
 
     def _accepted(self, problem: Problem) -> Problem:
         if problem.severity is Severity.UNSAFE and problem.code in self._accept:

@@ -63,7 +63,12 @@ class Inspector:
     @property
     def unsafe(self) -> bool:
         """Whether the verdict is certain to be ``unsafe``, so that the upload may be ended."""
-        return self._session.unsafe_so_far()
+        return self._session.unsafe_so_far(self.position)
+
+    @property
+    def unmet(self) -> bool:
+        """Whether it is certain that it is not of ``format``, or larger than is allowed."""
+        return self._session.unmet_so_far(self.position)
 
     def feed(self, data: ReadableBuffer) -> None:
         """Take the next bytes of the stream. Raises ``ValueError`` after :meth:`finish`."""
@@ -79,11 +84,19 @@ class Inspector:
                 self._take(view[start : start + step])
                 start += step
 
-    def finish(self) -> Inspection:
-        """Pass the verdict: the stream has ended, and all of it was fed."""
+    def finish(self, *, ended: bool = True) -> Inspection:
+        """Pass the verdict: the stream has ended, and all of it was fed.
+
+        If it has not ``ended``, because what has come is unsafe already, nothing is said of where
+        the file ends, and that the rest was not looked at.
+        """
         if self._finished:
             raise ValueError("the inspection is finished")
         self._finished = True
+        if not ended:
+            self._session.cut_short(self.position)
+            self._captures.clear()
+            self._waiting_for_the_end.clear()
         # Whatever is waited for is cut short; what is asked for next lies behind.
         while self._captures or self._waiting_for_the_end:
             captures, self._captures = self._captures, []

@@ -479,6 +479,11 @@ def test_what_is_expected_of_it() -> None:
     assert codes(judge(image, format="raw")) == {"wrong-format"}
     assert codes(judge(image, max_virtual_size=f.SIZE - 1)) == {"virtual-size"}
     assert judge(f.vhd_fixed(), format="vpc").safe
+    # Told to be small, and large for whoever takes it for raw.
+    grown = bytes(f.SIZE) + f.vhd_fixed()
+    assert judge(f.vhd_fixed(), max_virtual_size=f.SIZE).safe
+    assert codes(judge(grown, max_virtual_size=f.SIZE)) == {"virtual-size"}
+    assert codes(judge(f.iso() + bytes(4096), max_virtual_size=64 * 2048)) == {"virtual-size"}
     assert judge(f.gpt_disk(), format="raw").safe
     assert judge(f.gpt_disk(), format="gpt").safe
     assert judge(f.iso(), format="iso").safe

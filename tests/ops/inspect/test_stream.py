@@ -7,19 +7,21 @@ import os
 import threading
 import tracemalloc
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imgtool
+from imgtool import registry
+from imgtool.format import Format
 from imgtool.ops.inspect.stream import HEAD_WINDOW
 from tests.kit import foreign
 from tests.kit.corrupt import put
 from tests.kit.effort import effort
 from tests.kit.qcow2 import ImageBuilder
-from tests.ops.inspect.judging import FEW, NAME, SOUND, as_stream, judge, qcow2
+from tests.ops.inspect.judging import FEW, NAME, SOUND, as_stream, codes, judge, qcow2
 from tests.ops.inspect.test_hostile import HOSTILE
 from tests.ops.inspect.test_polyglots import POLYGLOTS
 
@@ -117,11 +119,110 @@ def test_what_is_not_expected_is_known_early() -> None:
     assert not inspector.unsafe
 
 
+_ISO = foreign.iso()
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "pieces"),
+    [
+        # What has no head of a format is raw, or ends as VHD disks do: too large either way.
+        (b"", {"max_virtual_size": 4 << 20}, 5),
+        (_ISO, {"max_virtual_size": 4 << 20}, 5),
+        (b"", {"max_virtual_size": 4 << 20, "format": "vhd"}, 5),
+        (b"", {"format": "qcow2"}, 1),
+        (b"", {"format": "gpt"}, 1),
+        (foreign.mbr_disk()[:512], {"format": "gpt"}, 1),
+        (_ISO, {"format": "vhd"}, 1),
+        (_ISO, {"format": "gpt"}, 1),
+        (qcow2()[:65536], {"format": "raw"}, 1),
+        (qcow2()[:65536], {"max_virtual_size": 1 << 20}, 1),
+    ],
+)
+def test_what_never_ends(head: bytes, options: dict[str, Any], pieces: int) -> None:
+    inspector = imgtool.Inspector(**options)
+    stream = _Endless(head)
+    fed = 0
+    while not inspector.unsafe:
+        inspector.feed(stream.read(1 << 20))
+        fed += 1
+    assert fed == pieces
+    assert inspector.unmet
+    found = inspector.finish(ended=False)
+    assert codes(found) <= {"wrong-format", "virtual-size"}
+    assert [item.what for item in found.unchecked] == ["What follows"]
+    assert "outside" not in str(found.reasons)
+    # What is given a stream reads no more of it.
+    assert imgtool.inspect(_Endless(head), **options).reasons == found.reasons
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (foreign.vhd_fixed(), {"format": "vhd", "max_virtual_size": foreign.SIZE}),
+        (bytes(foreign.SIZE), {"format": "raw", "max_virtual_size": foreign.SIZE}),
+        (foreign.vhd_dynamic(), {"format": "vhd", "max_virtual_size": foreign.SIZE}),
+        (foreign.mbr_disk(), {"format": "mbr", "max_virtual_size": foreign.SIZE}),
+        (foreign.gpt_disk(), {"format": "gpt", "max_virtual_size": foreign.SIZE}),
+        (_ISO, {"format": "raw", "max_virtual_size": len(_ISO)}),
+        (qcow2(), {"format": "qcow2", "max_virtual_size": foreign.SIZE}),
+    ],
+)
+def test_what_is_as_expected_is_read_to_its_end(image: bytes, options: dict[str, Any]) -> None:
+    inspector = imgtool.Inspector(filename=NAME, **options)
+    for start in range(0, len(image), 65536):
+        inspector.feed(image[start : start + 65536])
+        assert not inspector.unsafe
+        assert not inspector.unmet
+    assert inspector.finish() == judge(image, **options)
+
+
+def test_a_format_of_a_plugin_may_be_told_by_its_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Format(
+        name="fake", description="", probe=lambda head, tail: 100 * tail.endswith(b"F"), opener=""
+    )
+    monkeypatch.setattr(registry, "_plugins", lambda: {"fake": fake})
+    inspector = imgtool.Inspector(format="fake")
+    inspector.feed(bytes(1 << 20))
+    assert not inspector.unsafe
+    inspector.feed(b"F")
+    assert inspector.finish().format == "fake"
+
+
+def test_what_is_wrong_and_ends_is_read_to_its_end() -> None:
+    image = foreign.vhd_fixed()[-4096:]
+    found = imgtool.inspect(_Unseekable(image), format="qcow2")
+    assert (found.format, found.file_size, found.unchecked) == ("vhd", len(image), ())
+    assert "wrong-format" in codes(found)
+
+
+def test_a_size_that_is_too_large_may_be_accepted() -> None:
+    found = imgtool.inspect(
+        _Unseekable(bytes(4 << 20)), max_virtual_size=512, accept=("virtual-size",)
+    )
+    assert (found.verdict, found.file_size) == ("safe", 4 << 20)
+
+
 def test_what_is_accepted_is_not_known_early() -> None:
     inspector = imgtool.Inspector(accept=("backing-file",))
     inspector.feed(HOSTILE["backing"][0]())
     assert not inspector.unsafe
     assert inspector.finish().safe
+
+
+class _Unseekable(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+class _Endless(io.RawIOBase):
+    """A stream that begins with ``head``, and goes on with zeros."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = io.BytesIO(head)
+
+    def read(self, size: int = -1) -> bytes:
+        assert size > 0
+        return self._head.read(size).ljust(size, b"\0")
 
 
 def test_what_lies_behind_is_not_safe() -> None:

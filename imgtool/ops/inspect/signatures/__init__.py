@@ -28,6 +28,10 @@ _WITHOUT_A_DRIVER = (
 )
 
 
+#: Of these it is known that the last bytes alone never tell them.
+_BY_THEIR_HEADS = frozenset(("luks", "qcow2", *_WITHOUT_A_DRIVER)) - {"dmg", "vhd"}
+
+
 class Signature(NamedTuple):
     """How a format is recognised, by the first or the last bytes of a file, and inspected.
 
@@ -39,6 +43,11 @@ class Signature(NamedTuple):
     name: str
     probe: Callable[[bytes, bytes], int]
     load: Callable[[], Inspect] | None
+
+    @property
+    def by_tail(self) -> bool:
+        """Whether the last bytes of a file may be all that tells the format."""
+        return self.name not in _BY_THEIR_HEADS
 
 
 def known_signatures() -> list[Signature]:

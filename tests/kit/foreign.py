@@ -48,19 +48,19 @@ def mbr_disk() -> bytes:
 def gpt_header(own: int, other: int, entries: int, table: bytes, **changes: int) -> bytes:
     values = {
         "first": 34, "last": SECTORS - 34, "count": len(table) // 128, "size": 128,
-        "crc": zlib.crc32(table), **changes,
+        "crc": zlib.crc32(table), "revision": 0x10000, **changes,
     }  # fmt: skip
     body = struct.pack(
         "<QQQQ16sQIII", own, other, values["first"], values["last"], b"D" * 16, entries,
         values["count"], values["size"], values["crc"],
     )  # fmt: skip
-    start = struct.pack("<8sIII", b"EFI PART", 0x10000, 92, 0) + bytes(4)
+    start = struct.pack("<8sIII", b"EFI PART", values["revision"], 92, 0) + bytes(4)
     crc = zlib.crc32(start + body)
     return start[:16] + struct.pack("<I", crc) + start[20:] + body
 
 
 def gpt_disk(*partitions: tuple[int, int], **changes: int) -> bytes:
-    """A disk with a GPT, first and second; ``changes`` are to the first header."""
+    """A disk with a GPT, first and second; ``changes`` are to both headers."""
     table = b"".join(
         struct.pack("<16s16sQQQ72s", b"T" * 16, b"I" * 16, first, last, 0, b"")
         for first, last in partitions or ((64, 1000), (1024, 2047))
@@ -70,8 +70,20 @@ def gpt_disk(*partitions: tuple[int, int], **changes: int) -> bytes:
         (512, gpt_header(1, SECTORS - 1, 2, table, **changes)),
         (1024, table),
         (SIZE - 33 * 512, table),
-        (SIZE - 512, gpt_header(SECTORS - 1, 1, SECTORS - 33, table).ljust(512, b"\0")),
+        (
+            SIZE - 512,
+            gpt_header(SECTORS - 1, 1, SECTORS - 33, table, **changes).ljust(512, b"\0"),
+        ),
     )
+
+
+def gpt_copy(
+    own: int = SECTORS - 1, other: int = 1, entries: int = SECTORS - 33, **changes: int
+) -> bytes:
+    """A disk whose second GPT header is another one, with a sound checksum."""
+    disk = gpt_disk()
+    header = gpt_header(own, other, entries, disk[1024 : 34 * 512], **changes)
+    return disk[:-512] + header.ljust(512, b"\0")
 
 
 # VMware

@@ -185,14 +185,45 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
         {"gpt-header"},
     ),
     "GPT partition outside": (
-        lambda: f.gpt_disk((64, f.SECTORS), last=f.SECTORS),
-        {"partition-outside"},
+        lambda: f.gpt_disk((64, f.SECTORS - 34))[: f.SIZE // 2], {"partition-outside"},
     ),
     "GPT partition unusable": (lambda: f.gpt_disk((3, 9)), {"gpt-partition"}),
     "GPT table too large": (lambda: f.gpt_disk(count=1 << 30), {"gpt-table"}),
     "GPT entries too small": (lambda: f.gpt_disk(size=64), {"gpt-table"}),
     "GPT copy differs": (
-        lambda: put(f.gpt_disk(), f.SIZE - 512 + 56, b"another disk"), {"gpt-backup-differs"},
+        lambda: put(f.gpt_disk(), f.SIZE - 512 + 56, b"another disk"), {"gpt-header-crc"},
+    ),
+    "GPT copy of another table": (lambda: f.gpt_copy(crc=1), {"gpt-backup-differs"}),
+    "GPT copy with other usable sectors": (lambda: f.gpt_copy(first=40), {"gpt-backup-differs"}),
+    "GPT copy with more entries": (lambda: f.gpt_copy(count=999_999), {"gpt-backup-differs"}),
+    "GPT copy of another revision": (lambda: f.gpt_copy(revision=2), {"gpt-backup-differs"}),
+    "GPT copy of another first": (lambda: f.gpt_copy(other=9), {"gpt-backup-differs"}),
+    "GPT copy of another place": (lambda: f.gpt_copy(own=77), {"gpt-header"}),
+    "GPT copy header size": (lambda: put(f.gpt_disk(), f.SIZE - 512 + 12, b"\1"), {"gpt-header"}),
+    "GPT copy entries elsewhere": (
+        lambda: f.gpt_copy(entries=100), {"gpt-table", "gpt-table-crc"},
+    ),
+    "GPT copy table checksum": (
+        lambda: put(f.gpt_disk(), f.SIZE - 33 * 512 + 32, b"another"), {"gpt-table-crc"},
+    ),
+    "GPT copy elsewhere, and another at the end": (
+        lambda: f.gpt_disk() + bytes(4096) + f.gpt_copy(crc=1)[-512:],
+        {"gpt-backup-differs", "gpt-header"},
+    ),
+    "GPT copy nowhere, and another at the end": (
+        lambda: put(
+            f.gpt_copy(crc=1), 512, f.gpt_header(1, 1 << 50, 2, f.gpt_disk()[1024 : 34 * 512])
+        ),
+        {"gpt-backup-differs"},
+    ),
+    "GPT entries in a partition": (
+        lambda: f.gpt_disk(first=20), {"gpt-table"},
+    ),
+    "GPT beside an MBR": (
+        lambda: put(f.gpt_disk(), 0, f.mbr((0, 0x83, 64, 100))), {"mbr-hybrid"},
+    ),
+    "GPT for either size of sector": (
+        lambda: put(f.gpt_disk(), 4096, f.gpt_disk()[512:604]), {"gpt-header", "gpt-table-crc"},
     ),
     # VMDK
     "flat": (_flat('RW 8192 FLAT "disk-flat.vmdk" 0'), {"vmdk-kind", "extent"}),
@@ -434,6 +465,8 @@ def test_names_are_told(name: str, role: str, stored: str, format: str | None) -
         (f.mbr().ljust(f.SIZE, b"\0"), "mbr-empty"),
         (f.mbr((0, 0x83, 1, 99), (0, 0x83, 50, 99)).ljust(f.SIZE, b"\0"), "partition-overlap"),
         (put(f.gpt_disk(), 447, b"\0\1\0"), "mbr-protective-chs"),
+        (put(f.gpt_disk(), 0, bytes(512)), "gpt-unprotected"),
+        (put(f.gpt_disk(), 0, f.mbr()), "gpt-unprotected"),
         (f.gpt_disk() + bytes(1 << 20), "gpt-backup"),
         (put(f.gpt_disk(), f.SIZE - 512, bytes(512)), "gpt-backup"),
         (f.vhd_fixed(saved=1), "vhd-saved"),

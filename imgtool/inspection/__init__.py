@@ -8,6 +8,7 @@ and an upload in progress, whose bytes come past once.
 from imgtool.inspection.notes import Notes
 from imgtool.inspection.result import Claim, Inspection, NamedFile, Problem, Severity, Unchecked
 from imgtool.inspection.steps import (
+    Gone,
     NotSeen,
     Region,
     Size,
@@ -20,6 +21,7 @@ from imgtool.inspection.steps import (
 
 __all__ = [
     "Claim",
+    "Gone",
     "Inspection",
     "NamedFile",
     "NotSeen",

@@ -45,6 +45,10 @@ class NotSeen(Exception):
         self.reason = reason
 
 
+class Gone(NotSeen):
+    """The region has gone by in a stream, which can't be gone back in."""
+
+
 T = TypeVar("T")
 Steps = Generator[Region | Size, Any, T]
 

@@ -73,46 +73,82 @@ def scan(
 
     Raises :class:`CorruptImage` for what is not aligned: a table of nonsense is not read on.
     """
-    if length > MAX_TABLE:
-        notes.not_checked(name, offset, f"it is longer than {MAX_TABLE} bytes")
-        return
-    what = pointers.what
-    end_of_taken = max((end for _, end in taken), default=0)
-    highest, highest_at, count = -1, offset, 0
-    table = pieces(offset, length, name)
-    while piece := (yield from table.next()):
-        where = table.offset - len(piece)
-        entries = pointers.entries(piece)
-        if not entries or (
-            entries[0] in pointers.unused and entries.count(entries[0]) == len(entries)
-        ):
-            continue
-        if pointers.reserved and reduce(or_, entries) & pointers.reserved:
-            notes.warn("reserved-bits", f"{what} has reserved bits set where it is named", where)
-        found = pointers.offsets(entries)
-        if not found:
-            continue
-        unique = set(found)
-        if reduce(or_, unique) & (pointers.alignment - 1):
-            raise CorruptImage(f"{what} is not aligned where it should be", where)
-        # Tables that map many ranges to one place make a disk of any size from nothing.
-        if len(unique) < len(found):
-            notes.unsafe("table-shared", f"{what} is used for two places", where)
-        if min(unique) < end_of_taken:
-            _judge_overlap(notes, pointers, unique, taken, where)
-        count += len(found)
-        if max(unique) > highest:
-            highest, highest_at = max(unique), where
-    size = yield from file_size()
-    if highest >= size:
-        notes.unsafe(
-            f"{pointers.kind}-outside", f"{what} lies past the end of the file", highest_at
-        )
-    elif (count - 1) * pointers.length >= max(size, 1):
-        # The last one may be cut short by the end of the file.
-        notes.unsafe(
-            "table-shared", f"{what} is named more often than the file has room for", offset
-        )
+    found = Survey(notes, pointers)
+    yield from found.read(offset, length, name, taken)
+    yield from found.judge()
+
+
+class Survey:
+    """Where a table's entries lead, as :func:`scan` judges it, before the file's size is known.
+
+    ``each`` is told the different places that a piece of the table leads to.
+    """
+
+    def __init__(
+        self, notes: Notes, pointers: Pointers, each: Callable[[set[int]], None] | None = None
+    ) -> None:
+        self._notes = notes
+        self._pointers = pointers
+        self._each = each
+        self._offset = 0
+        self._highest, self._highest_at, self._count = -1, 0, 0
+
+    def read(self, offset: int, length: int, name: str, taken: Sequence[Place] = ()) -> Steps[None]:
+        """Look at all entries, as :func:`scan` says."""
+        notes, pointers = self._notes, self._pointers
+        if length > MAX_TABLE:
+            notes.not_checked(name, offset, f"it is longer than {MAX_TABLE} bytes")
+            return
+        what = pointers.what
+        end_of_taken = max((end for _, end in taken), default=0)
+        self._offset = offset
+        table = pieces(offset, length, name)
+        while piece := (yield from table.next()):
+            where = table.offset - len(piece)
+            entries = pointers.entries(piece)
+            if not entries or (
+                entries[0] in pointers.unused and entries.count(entries[0]) == len(entries)
+            ):
+                continue
+            if pointers.reserved and reduce(or_, entries) & pointers.reserved:
+                notes.warn(
+                    "reserved-bits", f"{what} has reserved bits set where it is named", where
+                )
+            found = pointers.offsets(entries)
+            if not found:
+                continue
+            unique = set(found)
+            if reduce(or_, unique) & (pointers.alignment - 1):
+                raise CorruptImage(f"{what} is not aligned where it should be", where)
+            # Tables that map many ranges to one place make a disk of any size from nothing.
+            if len(unique) < len(found):
+                notes.unsafe("table-shared", f"{what} is used for two places", where)
+            if min(unique) < end_of_taken:
+                _judge_overlap(notes, pointers, unique, taken, where)
+            self._count += len(found)
+            if max(unique) > self._highest:
+                self._highest, self._highest_at = max(unique), where
+            if self._each is not None:
+                self._each(unique)
+
+    def judge(self) -> Steps[None]:
+        """Whether the file is long enough for what was found."""
+        pointers = self._pointers
+        what = pointers.what
+        size = yield from file_size()
+        if self._highest >= size:
+            self._notes.unsafe(
+                f"{pointers.kind}-outside",
+                f"{what} lies past the end of the file",
+                self._highest_at,
+            )
+        elif (self._count - 1) * pointers.length >= max(size, 1):
+            # The last one may be cut short by the end of the file.
+            self._notes.unsafe(
+                "table-shared",
+                f"{what} is named more often than the file has room for",
+                self._offset,
+            )
 
 
 def _judge_overlap(

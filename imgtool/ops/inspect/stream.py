@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
-from imgtool.inspection import Inspection, NotSeen, Region, Size
+from imgtool.inspection import Gone, Inspection, Region, Size
 from imgtool.ops.inspect.session import TAIL, Session
 from imgtool.ops.inspect.tasks import Task
 
@@ -147,7 +147,7 @@ class Inspector:
                 continue
             seen = self._seen(request.offset, request.length)
             if seen is None:
-                missing = NotSeen(request, _GONE)
+                missing = Gone(request, _GONE)
                 request = self._session.tasks.step(task, missing=missing)
             elif len(seen) == request.length or self._finished:
                 request = self._session.tasks.step(task, seen)

@@ -18,11 +18,11 @@ from imgtool.errors import BadOption
 from imgtool.inspection import Inspection
 from imgtool.storage.memory import MemoryStorage
 from tests.kit import foreign
-from tests.kit.corrupt import truncations
+from tests.kit.corrupt import put, truncations
 from tests.kit.effort import effort
 from tests.kit.limits import within_limits
 from tests.kit.qcow2 import ImageBuilder
-from tests.ops.inspect.judging import FEW, SOUND, CountingStorage, codes, judge
+from tests.ops.inspect.judging import FEW, SOUND, CountingStorage, codes, judge, l2_table
 
 #: No sound image has more structure that is looked at.
 MOST_READ = 640 << 10
@@ -139,6 +139,42 @@ def test_the_largest_tables(tmp_path: Path) -> None:
         file.truncate(2 << 30)
     found = within_limits(lambda: imgtool.inspect(path), memory=32 << 20, seconds=2.0)
     assert codes(found) == {"table-shared"}
+
+
+@pytest.mark.parametrize("cluster_bits", [9, 12, 16])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_qcow2_that_was_cut(cluster_bits: int, compressed: bool) -> None:
+    builder = ImageBuilder(1 << 20, cluster_bits=cluster_bits)
+    for index in range(builder.clusters):
+        if compressed:
+            builder.compressed(index)
+        else:
+            builder.data(index)
+    image = builder.build()
+    assert judge(image).safe
+    for part in (0.95, 0.7, 0.5):
+        found = judge(image[: int(len(image) * part)])
+        assert codes(found) & {"data-outside", "table-outside"}
+    # In the midst of an entry.
+    assert not judge(image[: l2_table(image) + 3]).safe
+
+
+@pytest.mark.parametrize(("cluster_bits", "most"), [(9, 4096), (16, 256)])
+def test_the_last_of_many_l2_tables_are_looked_at(cluster_bits: int, most: int) -> None:
+    cluster, count = 1 << cluster_bits, most + 40
+    builder = ImageBuilder(512, cluster_bits=cluster_bits, l1_extra=count)
+    image = builder.build()
+    first = len(image) + -len(image) % cluster
+    # In the L1 table they come in no order.
+    tables = [first + number * cluster for number in range(count)]
+    for number in (count - most - 1, count - most):
+        swapped = sorted(tables, key=lambda place: place % 7919)
+        whole = put(image, builder.places["l1"][0], struct.pack(f">{count}Q", *swapped))
+        whole = put(whole, tables[number], struct.pack(">Q", 1 << 40))
+        storage = CountingStorage(whole.ljust(tables[-1] + cluster, b"\0"))
+        found = imgtool.inspect(storage)
+        assert codes(found) == ({"data-outside"} if number == count - most else set())
+        assert sum(length for _, length in storage.reads) < (17 << 20)
 
 
 def test_a_table_that_is_too_long() -> None:

@@ -14,7 +14,7 @@ from imgtool.inspection.filenames import oddities
 from tests.kit import foreign as f
 from tests.kit.corrupt import patch, put
 from tests.kit.qcow2 import DATA_FILE, FEATURE_NAMES, ImageBuilder
-from tests.ops.inspect.judging import codes, judge, luks1, qcow2
+from tests.ops.inspect.judging import codes, judge, l2_table, luks1, qcow2
 
 Make = Callable[[], bytes]
 
@@ -52,6 +52,16 @@ def _l1(first: int, second: int = 0) -> Make:
         builder.data(0)
         image = builder.build()
         return put(image, builder.places["l1"][0], struct.pack(">QQ", first, second))
+
+    return make
+
+
+def _l2(*entry: int, place: int = 8, **options: Any) -> Make:
+    """A qcow2 image with another entry at a place in its L2 table."""
+
+    def make() -> bytes:
+        image = qcow2(**options)
+        return put(image, l2_table(image) + place, struct.pack(f">{len(entry)}Q", *entry))
 
     return make
 
@@ -148,6 +158,16 @@ HOSTILE: dict[str, tuple[Make, set[str]]] = {
     ),
     "refcount table outside": (_qcow2(refcount_table_offset=1 << 40), {"table-outside"}),
     "L2 outside": (_l1(1 << 40), {"table-outside", "corrupt"}),
+    "L2 entry outside": (_l2(1 << 40), {"data-outside"}),
+    "L2 entry outside, copied": (_l2(1 << 63 | 1 << 40), {"data-outside"}),
+    "L2 entry outside, zeros": (_l2(1 << 40 | 1), {"data-outside"}),
+    "L2 entry outside, compressed": (_l2(1 << 62 | 1 << 40), {"data-outside"}),
+    "L2 entry outside, last": (
+        _l2(1 << 40, place=65536 - 8), {"data-outside"},
+    ),
+    "L2 entry outside, extended": (
+        _l2(1 << 40, 1, place=16, extended_l2=True), {"data-outside"},
+    ),
     "L2 unaligned": (_l1(0x10200), {"corrupt"}),
     "L2 twice": (_l1(0x20000, 0x20000), {"table-shared"}),
     "snapshot table outside": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 import imgtool
 from imgtool import registry
 from imgtool.format import Format
+from imgtool.inspection import Severity
 from imgtool.ops.inspect.stream import HEAD_WINDOW
 from tests.kit import foreign
 from tests.kit.corrupt import put
 from tests.kit.effort import effort
-from tests.kit.qcow2 import ImageBuilder
+from tests.kit.qcow2 import COPIED, ImageBuilder
 from tests.ops.inspect.judging import FEW, NAME, SOUND, as_stream, codes, judge, qcow2
 from tests.ops.inspect.test_hostile import HOSTILE
 from tests.ops.inspect.test_polyglots import POLYGLOTS
@@ -235,6 +237,33 @@ def test_what_lies_behind_is_not_safe() -> None:
     assert [item.what for item in found.unchecked] == ["The first L2 table"]
     assert all("behind" in item.reason for item in found.unchecked)
     assert "The first L2 table could not be checked" in found.reasons[0]
+
+
+def test_l2_tables_that_have_gone_by() -> None:
+    # The first is kept, the second is behind; a third, which lies ahead, is looked at.
+    builder = ImageBuilder(2 << 30, cluster_bits=16)
+    for index in (0, 8192, 16384):
+        builder.data(index)
+    image = builder.build().ljust(HEAD_WINDOW, b"\0")
+    l1 = int.from_bytes(image[40:48], "big")
+    entries = list(struct.unpack(">3Q", image[l1 : l1 + 24]))
+    tables = [image[entry & ~COPIED :][:65536] for entry in entries]
+    outside = struct.pack(">Q", 1 << 40) + bytes(65528)
+    places = [HEAD_WINDOW, HEAD_WINDOW + (1 << 20), HEAD_WINDOW + (3 << 20)]
+
+    def moved(second: bytes, third: bytes) -> bytes:
+        whole = put(image, places[0], second)
+        whole = put(whole, places[1], struct.pack(">3Q", entries[0], places[0], places[2]))
+        whole = put(whole, 40, struct.pack(">Q", places[1]))
+        return put(whole, places[2], third)
+
+    sound = moved(tables[1], tables[2])
+    found = as_stream(sound, 4096)
+    assert (found.verdict, found.unchecked) == ("safe", ())
+    assert codes(found, Severity.WARNING) == {"l2-behind"}
+    assert "l2-behind" not in codes(judge(sound), Severity.WARNING)
+    assert codes(judge(moved(outside, tables[2]))) == {"data-outside"}
+    assert codes(as_stream(moved(tables[1], outside), 4096)) == {"data-outside"}
 
 
 def test_what_lies_behind_and_is_kept() -> None:

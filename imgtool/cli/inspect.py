@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from imgtool.cli.common import SIZE, Command, force_share_option, output_option, quiet_option
 from imgtool.cli.errors import ERRORS, complain, printable
 from imgtool.cli.render import to_json
+from imgtool.cli.streams import standard_input
 from imgtool.units import format_size
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def command(
         try:
             found.append(
                 inspect(
-                    sys.stdin.buffer if filename == "-" else filename,
+                    standard_input() if filename == "-" else filename,
                     format=format,
                     max_virtual_size=max_virtual_size,
                     accept=accept,

@@ -6,12 +6,13 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
+_INPUT = "standard input"
 _OUTPUT = "standard output"
 
 
@@ -75,6 +76,13 @@ def prepare() -> None:
             line_buffering=name == "stderr" or raw.isatty(),
         )
         setattr(sys, name, ours)
+
+
+def standard_input() -> IO[bytes]:
+    """What a file called "-" is read from. Raises ``OSError`` if the caller left it closed."""
+    if sys.__stdin__ is None:
+        raise OSError(errno.EBADF, "it is closed", _INPUT)
+    return sys.stdin.buffer
 
 
 def _waiting(stream: TextIO) -> TextIO:

@@ -1,10 +1,11 @@
-"""Inspecting a raw disk: the partition tables that it begins with, MBR and GPT."""
+"""Inspecting a raw disk: what it begins with, above all partition tables, MBR and GPT."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from imgtool.formats.raw import schema
+from imgtool.formats.raw.contents import file_type
 from imgtool.formats.raw.gpt import inspect_gpt, judge_ranges
 from imgtool.inspection import Notes, Steps, file_size, read
 from imgtool.schema.fields import parse
@@ -19,8 +20,11 @@ _PROTECTIVE_CHS = b"\x00\x02\x00"
 
 
 def inspect(notes: Notes) -> Steps[None]:
-    """Judge the partition tables of a raw disk, if it has any."""
+    """Judge the partition tables of a raw disk, if it has any, and say what else it may be."""
     head = yield from read(0, 4096 + _SECTOR, "The partition tables")
+    known = file_type(head)
+    if known is not None:
+        notes.contents.append(known)
     protected = False
     if head[510:512] == schema.BOOT_SIGNATURE:
         mbr = parse(schema.MBR, head[:_SECTOR], "The master boot record")

@@ -29,7 +29,7 @@ class Notes:
         self.virtual_size: int | None = None
         self.encryption: str | None = None
         self.features: list[str] = []
-        #: Partition tables and file systems that the disk begins with.
+        #: Partition tables, file systems, types of archives that the disk begins with.
         self.contents: list[str] = []
         self.names: list[NamedFile] = []
         self.unchecked: list[Unchecked] = []

@@ -103,10 +103,11 @@ class Inspection:
     """What a file is, and whether it is safe to hand on.
 
     ``format`` is what it is (``raw`` where no format claims it), ``variant`` which kind of that;
-    ``claims`` are all formats that would claim it. ``contents`` are the partition tables and file
-    systems that a raw disk begins with. ``virtual_size`` is None where the file is too damaged to
-    tell, ``encryption`` None where there is none. ``verdict`` is ``safe`` only if nothing unsafe
-    was found and everything was looked at that should be; ``reasons`` say what speaks against it.
+    ``claims`` are all formats that would claim it. ``contents`` are the partition tables, file
+    systems and types of archives that a raw disk begins with. ``virtual_size`` is None where the
+    file is too damaged to tell, ``encryption`` None where there is none. ``verdict`` is ``safe``
+    only if nothing unsafe was found and everything was looked at that should be; ``reasons`` say
+    what speaks against it. Where a stream was not read to its end, ``file_size`` is what was read.
     """
 
     filename: str

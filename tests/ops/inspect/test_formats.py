@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Callable
+
 import pytest
 
 import imgtool
@@ -50,6 +58,62 @@ def test_variant(name: str, variant: str | None) -> None:
 )  # fmt: skip
 def test_contents(name: str, contents: tuple[str, ...]) -> None:
     assert judge(SOUND[name][1]()).contents == contents
+
+
+def _tar(format: int) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
+        archive.addfile(tarfile.TarInfo("disk.qcow2"))
+    return file.getvalue()
+
+
+def _zip(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return file.getvalue()
+
+
+def _zstd() -> bytes:
+    import zstandard
+
+    return zstandard.compress(bytes(9))
+
+
+_PACKED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "gzip": ("gzip", lambda: gzip.compress(foreign.mbr_disk())),
+    "xz": ("xz", lambda: lzma.compress(b"x")),
+    "zstd": ("zstd", _zstd),
+    "bzip2": ("bzip2", lambda: bz2.compress(b"x")),
+    "bzip2 of nothing": ("bzip2", lambda: bz2.compress(b"")),
+    "7z": ("7z", lambda: b"7z\xbc\xaf\x27\x1c\0\4"),
+    "zip": ("zip", lambda: _zip("disk.img")),
+    "zip of nothing": ("zip", _zip),
+    "tar, ustar": ("tar", lambda: _tar(tarfile.USTAR_FORMAT)),
+    "tar, GNU": ("tar", lambda: _tar(tarfile.GNU_FORMAT)),
+    "tar, pax": ("tar", lambda: _tar(tarfile.PAX_FORMAT)),
+    "elf": ("elf", lambda: b"\x7fELF\2\1\1".ljust(64, b"\0")),
+}
+
+
+@pytest.mark.parametrize("name", _PACKED)
+def test_archives_and_programs_are_named(name: str) -> None:
+    kind, make = _PACKED[name]
+    found = judge(make(), cuts=(7,))
+    assert (found.format, found.contents, found.verdict) == ("raw", (kind,), "safe")
+
+
+def test_what_is_no_archive() -> None:
+    archive = _tar(tarfile.USTAR_FORMAT)
+    for other in (put(archive, 0, b"D"), archive[:511], b"BZh9 is a name", b"PK", bytes(512)):
+        assert judge(other).contents == ()
+
+
+def test_an_archive_in_front_of_an_image_is_another_format() -> None:
+    found = judge(put(foreign.vdi(), 0, b"PK\3\4"))
+    assert codes(found) == {"polyglot"}
+    assert {claim.format for claim in found.claims} == {"vdi", "zip"}
 
 
 def test_encryption_and_features() -> None:

@@ -259,16 +259,17 @@ def _replacing(target: str) -> Iterator[str]:
     # A name may have as many bytes as it has only just enough of.
     path = os.path.join(directory, f".{name[:50]}.{secrets.token_hex(4)}.new")
     with contextlib.ExitStack() as stack:
-        there = os.path.exists(final)
-        if there:
+        old: FileStorage | None = None
+        if os.path.exists(final):
             # Nobody may write meanwhile to what is to go: its lock is kept until it is gone.
             old = stack.enter_context(FileStorage.open(final))
         try:
-            if there:
+            if old is not None:
                 # It may be less private than what it becomes only once it is whole.
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             yield path
-            if there:
+            _judge_replaced(final, old, target)
+            if old is not None:
                 _take_after(path, final)
                 if os.name == "nt":
                     old.close()  # which cannot replace open files, and has no such locks
@@ -278,6 +279,16 @@ def _replacing(target: str) -> Iterator[str]:
                 os.unlink(path)
             raise
     _sync_directory(directory)
+
+
+def _judge_replaced(final: str, old: FileStorage | None, target: str) -> None:
+    """Refuse to replace what has come to be there since ``old``, or nothing, was."""
+    found = None
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(final)
+        found = (status.st_dev, status.st_ino)
+    if found is not None and found != (None if old is None else old.identity):
+        raise ImageError("It is another file by now, and is not replaced", filename=target)
 
 
 def _take_after(path: str, other: str) -> None:

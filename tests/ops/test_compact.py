@@ -316,6 +316,24 @@ def test_what_is_written_to_is_not_replaced(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["disk.qcow2", "other.qcow2"]
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_has_come_meanwhile_is_not_replaced(tmp_path: Path, existing: bool) -> None:
+    """Another compact may have put a new file there, and a guest have written to that."""
+    path, target, other = (tmp_path / name for name in ("disk.qcow2", "new.qcow2", "other"))
+    imgtool.create(path, MiB)
+    if existing:
+        target.write_bytes(b"old")
+
+    def come(done: int, total: int) -> None:
+        other.write_bytes(b"newer")
+        os.replace(other, target)
+
+    with pytest.raises(imgtool.ImageError, match="another file by now"):
+        imgtool.compact(path, target, progress=come)
+    assert target.read_bytes() == b"newer"
+    assert sorted(os.listdir(tmp_path)) == ["disk.qcow2", "new.qcow2"]
+
+
 def test_names_as_long_as_can_be(tmp_path: Path) -> None:
     path = tmp_path / ("d" * 249 + ".qcow2")
     imgtool.create(path, MiB)

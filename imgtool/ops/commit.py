@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 from imgtool.chain import Opener, Reference
@@ -12,6 +12,7 @@ from imgtool.extent import Extent
 from imgtool.names import same_file
 from imgtool.ops.convert.engine import CopyEngine, CopyJob
 from imgtool.ops.create import beside
+from imgtool.ops.identities import identities
 from imgtool.progress import Progress
 
 
@@ -34,16 +35,20 @@ def commit(
     repeated. Raises :class:`ImageError`.
     """
     opener = opener or Opener()
-    depth = 1
+    depth, wanted = 1, None
     if base is not None:
         with replace(opener, writable=False).reference(reference) as device:
             depth = _find(device, base)
+            wanted = _files(device, depth)
     emptied = base is None and not drop
     opening = replace(opener, writable=emptied, writable_depth=depth)
     with opening.reference(reference) as top:
         target = _below(top, depth)
         if target is None:
             raise ImageError("Image does not have a backing file", filename=top.name)
+        if wanted is not None and wanted != _files(top, depth):
+            # It has to be closed in between: for writing it is opened otherwise.
+            raise ImageError("Its backing chain was changed by another just now", filename=top.name)
         if target.size < top.size:
             _grow(target, top.size)
         _zero(top, target, depth)
@@ -76,6 +81,12 @@ def _find(device: BlockDevice, base: str) -> int:
     raise BadOption(
         f"Did not find '{base}' in the backing chain of '{device.name}'", filename=device.name
     )
+
+
+def _files(device: BlockDevice, depth: int) -> set[Hashable]:
+    """What tells the files from others that the image ``depth`` below lies in."""
+    below = _below(device, depth)
+    return set() if below is None else set(identities(below))
 
 
 def _below(device: BlockDevice | None, depth: int) -> BlockDevice | None:

@@ -32,7 +32,7 @@ from tests.kit.fuzz.rules import (
 from tests.kit.fuzz.subject import Subject
 
 #: The file, and the data file, may grow to so many bytes; then the storage is full.
-_ROOM = 32 << 20
+_ROOM = 16 << 20
 
 #: A disk is compared before and after a repair so far; bytes.
 _COMPARED = 1 << 20

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgtool.device import Limits
-from imgtool.errors import BadOption
+from imgtool.errors import BadOption, ImageError
 from imgtool.extent import Extent, Kind
 from imgtool.flat import FlatDevice
 from imgtool.storage.base import Storage
@@ -94,6 +94,8 @@ class RawDevice(FlatDevice):
         old = self._size
         self._unsynced = True
         self._storage.truncate(size)
+        if self._storage.size() != size:
+            raise ImageError("Cannot resize device files", filename=self.name)
         self._size = size
         if preallocation != "off" and size > old:
             try:

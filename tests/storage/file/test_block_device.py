@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import imgtool
 from imgtool.storage.base import HostRange
 from imgtool.storage.file import FileStorage
 from tests.kit.hosts import loop_device
@@ -62,3 +63,10 @@ def test_does_not_grow(device: str) -> None:
             with pytest.raises(OSError, match="No space left") as caught:
                 call()
             assert caught.value.errno == errno.ENOSPC
+
+
+def test_is_not_resized(device: str) -> None:
+    with pytest.raises(imgtool.ImageError, match="Cannot resize device files"):
+        imgtool.resize(device, 1 << 19, format="raw", shrink=True)
+    with FileStorage.open(device) as storage:
+        assert storage.read_at(0, 1 << 20) == b"\xff" * (1 << 20)

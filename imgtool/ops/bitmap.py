@@ -48,7 +48,9 @@ def change_bitmap(
     before it stand. Raises :class:`ImageError`.
     """
     reading = replace(opener or Opener(), writable=False)
-    with replace(reading, writable=True).reference(reference) as device:
+    # What the disk shows is not looked at.
+    alone = replace(reference, children={**reference.children, "backing": None})
+    with replace(reading, writable=True).reference(alone) as device:
         bitmaps = bitmaps_of(device)
         for action in actions:
             try:

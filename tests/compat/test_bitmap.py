@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import imgtool
+from imgtool.device import StoredBitmap
 from imgtool.errors import ImageError
 from tests.compat.images import same_disks
 from tests.compat.twins import Twins
@@ -164,3 +165,35 @@ def test_refused(prepared: Twins, images: Path, arguments: tuple[str, ...]) -> N
 def test_an_inconsistent_bitmap_can_only_be_removed(prepared: Twins) -> None:
     path = prepared.qemu / "broken.q"
     assert [ranges for _, ranges in _bitmaps(path)] == [None, None, None]
+
+
+@pytest.mark.parametrize("change", ["--add", "--remove", "--disable", "--clear"])
+def test_the_backing_file_may_be_missing(tmp_path: Path, change: str) -> None:
+    """What the disk shows is not looked at, here as there."""
+    names = {"--add": "new"}
+    for tool in ("qemu-img", "imgtool"):
+        folder = tmp_path / tool
+        folder.mkdir()
+        referee.must("qemu-img", "create", "-q", "-f", "raw", "base", "1M", cwd=folder)
+        referee.must(
+            "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top", cwd=folder
+        )
+        referee.must("qemu-img", "bitmap", "--add", "top", "old", cwd=folder)
+        (folder / "base").unlink()
+        name = names.get(change, "old")
+        if tool == "qemu-img":
+            referee.must(tool, "bitmap", change, "top", name, cwd=folder)
+        else:
+            imgtool.bitmap(folder / "top", name, change[2:])  # type: ignore[arg-type]
+    first, second = (
+        [(one.name, one.enabled) for one in open_alone(tmp_path / tool / "top")]
+        for tool in ("qemu-img", "imgtool")
+    )
+    assert first == second
+    assert imgtool.info(tmp_path / "imgtool" / "top").backing_filename == "base"
+
+
+def open_alone(path: Path) -> list[StoredBitmap]:
+    alone = imgtool.Reference(str(path), "qcow2", {}, {"backing": None})
+    with imgtool.open(alone) as disk:
+        return list(disk.stored_bitmaps or ())

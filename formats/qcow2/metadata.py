@@ -117,6 +117,12 @@ class Metadata:
                 return
         self._to_free.append(run)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something has changed that has not been written."""
+        changed = self._dirty_l2 or self._dirty_l1 or self._to_free or self.allocator.dirty_bytes
+        return bool(changed)
+
     def flush_if_crowded(self) -> None:
         """Flush if so much has changed that it should not wait in memory any longer."""
         waiting = len(self._dirty_l2) * self.header.geometry.cluster_size

@@ -11,6 +11,7 @@ under a lock of its own, and read inside a gate that is drained before freed clu
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -583,6 +584,15 @@ class WritableQcow2(Qcow2Device):
                 # Nothing may be written behind the last flush.
                 self._closed = True
                 super().close()
+            if self._failure is not None and self.metadata.waiting and not _interrupted():
+                # Somebody has let the failure pass, and takes earlier writes for stored.
+                raise self._failure
+
+
+def _interrupted() -> bool:
+    """Whether Ctrl-C or the like is on its way through the caller, who need not be told more."""
+    going = sys.exc_info()[1]
+    return going is not None and not isinstance(going, Exception)
 
 
 def _in_whole_sectors(

@@ -161,6 +161,9 @@ def test_ctrl_c_in_a_change_leaves_what_was_flushed(
             call()
         assert caught.value.filename == str(path)
     assert disk.read_at(0, 65536) == b"a" * 65536
+    # Whoever lets Ctrl-C pass is to know that what he wrote before is not there, either.
+    with pytest.raises(ImageError, match="broken off"):
+        disk.close()
     disk.close()
     # Data that nothing refers to may have been written, and nothing else.
     assert path.read_bytes()[: len(before)] == before

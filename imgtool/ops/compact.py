@@ -18,6 +18,7 @@ from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.extent import Extent, Kind, coalesce
+from imgtool.names import file_path
 from imgtool.ops.check import check
 from imgtool.ops.convert import blocks, convert
 from imgtool.ops.convert.plan import Window, windows
@@ -211,9 +212,9 @@ def _write_new(
         compress = any(
             extent.kind is Kind.COMPRESSED and not extent.depth for extent in device.extents()
         )
-    if backing is not None and not os.path.isabs(backing):
+    if backing is not None and not os.path.isabs(path_below := file_path(backing)):
         own, new = (os.path.realpath(os.path.dirname(p)) for p in (device.name, target))
-        backing = backing if own == new else os.path.join(own, backing)
+        backing = backing if own == new else os.path.join(own, path_below)
     convert(
         [replace(reference, format=device.format)],
         Reference(path, device.format),

@@ -317,7 +317,9 @@ def _make(
     held: io.FileIO | None = None
     try:
         # Whoever closes the file, its lock is kept until nothing is to be taken back any more.
-        held = locks.enter_context(storage.duplicate())
+        held = storage.duplicate()
+        if held is not None:
+            locks.enter_context(held)
         undo.callback(_discard, storage, held)
     except BaseException:
         _discard(storage, held)
@@ -355,7 +357,8 @@ def _unlink(storage: Any) -> bool:
     with contextlib.suppress(OSError):
         status = os.stat(storage.name)
         if (status.st_dev, status.st_ino) == storage.identity:
-            os.unlink(storage.name)
+            # Of a link that led nowhere it is what the link names that was made.
+            os.unlink(os.path.realpath(storage.name))
             return True
     return False
 

@@ -17,6 +17,8 @@ from imgtool.errors import CorruptImage
 from imgtool.storage.bounds import check_range
 
 if TYPE_CHECKING:
+    import io
+
     from _typeshed import ReadableBuffer, WriteableBuffer
     from typing_extensions import Self
 
@@ -138,6 +140,10 @@ class Storage(abc.ABC):
         After it has failed once nobody knows what is on the disk: every later write and flush
         raises the same error.
         """
+
+    def duplicate(self) -> io.FileIO | None:
+        """The open host file once more, which keeps its locks as well; None if there is none."""
+        return None
 
     def fileno(self) -> int | None:
         """The descriptor of a plain host file, for copies inside the kernel, or None."""

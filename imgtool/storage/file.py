@@ -188,7 +188,6 @@ class FileStorage(Storage):
         return self._file.fileno()
 
     def duplicate(self) -> io.FileIO:
-        """The open file once more: it keeps its locks for as long as this is open, too."""
         return io.FileIO(os.dup(self._file.fileno()))
 
     def size(self) -> int:
@@ -505,7 +504,9 @@ def _create(path: str | os.PathLike[str]) -> tuple[Descriptor, bool]:
     try:
         return _open(path, os.O_RDWR), False
     except FileNotFoundError:
-        # A link that leads nowhere yet, or a file that went away: not surely ours to remove.
+        # A link that leads nowhere yet, or a file that went away.
+        with contextlib.suppress(FileExistsError):
+            return _open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL), True
         return _open(path, os.O_RDWR | os.O_CREAT), False
 
 

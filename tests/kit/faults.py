@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from imgtool.storage.base import HostRange, Storage
-from imgtool.storage.file import FileStorage
 
 
 class WrappedStorage(Storage):
@@ -27,9 +26,7 @@ class WrappedStorage(Storage):
         """Whether the file was brought into being, for those who make files."""
         return bool(getattr(self.inner, "created", False))
 
-    def duplicate(self) -> io.FileIO:
-        """The same file once more, for those who make files."""
-        assert isinstance(self.inner, FileStorage)
+    def duplicate(self) -> io.FileIO | None:
         return self.inner.duplicate()
 
     @property

@@ -238,6 +238,11 @@ def test_a_new_overlay_keeps_its_backing_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     imgtool.compact(path, tmp_path / "sub" / "top.qcow2")
     assert referee.compare(path, tmp_path / "sub" / "top.qcow2", "qcow2", "qcow2")
+    # What is recorded may say that it is a file.
+    imgtool.rebase(path, f"file:{base.name}", "qcow2", unsafe=True)
+    imgtool.compact(path, tmp_path / "sub" / "other.qcow2")
+    policy = imgtool.OpenPolicy(allowed_paths=(str(tmp_path),))
+    assert imgtool.compare(path, tmp_path / "sub" / "other.qcow2", policy=policy).identical
 
 
 def test_a_new_image_may_not_lack_anything(tmp_path: Path) -> None:

@@ -311,6 +311,21 @@ def test_a_target_is_taken_back_while_it_is_locked(
     assert not target.exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_what_a_link_names_is_taken_back(tmp_path: Path, source: Path) -> None:
+    link, made = tmp_path / "link.qcow2", tmp_path / "made.qcow2"
+    link.symlink_to(made)
+
+    def stop(done: int, total: int) -> None:
+        assert made.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to(link, source, progress=stop)
+    assert link.is_symlink()
+    assert not made.exists()
+
+
 @pytest.mark.parametrize("kind", ["folder", "nowhere", "locked"])
 @pytest.mark.parametrize("image_first", [False, True])
 def test_neither_file_is_emptied_for_want_of_the_other(

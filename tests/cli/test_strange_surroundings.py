@@ -206,7 +206,9 @@ def test_little_address_space(arguments: str, tmp_path: Path) -> None:
     with imgtool.open(tmp_path / "top.q", writable=True) as disk:
         disk.write_at(0, b"x" * (3 << 20))
     two = ",".join(str(number) for number in sorted(os.sched_getaffinity(0))[:2])
-    done = shell(f"ulimit -v 262144; taskset -c {two} imgtool {arguments}", tmp_path)
+    # Two processors: with many there are as many threads.
+    limits = f"taskset -p -c {two} $$ >taskset; ulimit -v 262144"
+    done = shell(f"{limits}; imgtool {arguments}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -27,7 +27,7 @@ from imgtool.secrets import Secrets
 if TYPE_CHECKING:
     from imgtool.ops.compare import Comparison
 
-_DIFFERENT, _CANNOT_OPEN, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
+_DIFFERENT, FAILED, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
 
 
 @click.command("compare", cls=Command)
@@ -37,7 +37,7 @@ _DIFFERENT, _CANNOT_OPEN, _UNKNOWN_ALLOCATION, _UNREADABLE = 1, 2, 3, 4
 @format_option("-F", "--b-format", name="second_format", help="Format of FILENAME2.")
 @image_opts_option()
 @click.option("-s", "--strict", is_flag=True, help="Compare sizes and allocation as well.")
-@cache_option(of="the images", status=_CANNOT_OPEN)
+@cache_option(of="the images", status=FAILED)
 @force_share_option()
 @object_option()
 @trust_options
@@ -89,7 +89,7 @@ def command(
     except Unreadable as error:
         return complain(error, _UNREADABLE)
     except ERRORS as error:
-        return complain(error, _CANNOT_OPEN)
+        return complain(error, FAILED)
     if not quiet:
         _print(found)
     return 0 if found.identical else _DIFFERENT

@@ -68,6 +68,9 @@ class _Interrupted(Exception):
 class Commands(click.Group):
     """The group of all commands, which imports the one that is called."""
 
+    #: The exit status of the one that is called if it fails, where none is said: its FAILED.
+    failed = 1
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
@@ -75,6 +78,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"imgtool.cli.{cmd_name}")
+        self.failed = getattr(module, "FAILED", 1)
         return cast(click.Command, module.command)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -130,6 +134,7 @@ def group(ctx: click.Context) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (that of the process, by default) and return the exit status."""
+    group.failed = Commands.failed
     try:
         result: Any = group.main(arguments, prog_name="imgtool", standalone_mode=False)
         sys.stdout.flush()
@@ -144,16 +149,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output is gone. Nothing may be written to it at exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return group.failed
     except ERRORS as error:
-        return complain(error)
+        return complain(error, group.failed)
     except MemoryError:
         say("imgtool", "Out of memory")
-        return 1
+        return group.failed
     except ImportError as error:
         # Mostly for lack of memory or of open files; numpy explains that at length.
         say("imgtool", f"A part of it can't be loaded: {str(error).strip().splitlines()[-1]}")
-        return 1
+        return group.failed
     except (_Interrupted, KeyboardInterrupt, click.Abort):
         return _interrupted()
     return result if isinstance(result, int) else 0

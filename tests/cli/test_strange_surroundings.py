@@ -54,6 +54,14 @@ def test_output_for_which_there_is_no_room(tmp_path: Path, unbuffered: str) -> N
     assert "virtual size: 1 MiB" in done.stdout
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this host has no /dev/full")
+def test_what_cannot_be_printed_is_not_different(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(4096))
+    done = shell("imgtool compare -f raw -F raw a.raw a.raw >/dev/full", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "imgtool: standard output: No space left on device\n"
+
+
 def test_whoever_reads_the_output_may_have_enough(tmp_path: Path) -> None:
     imgtool.create(tmp_path / "a.qcow2", "4M")
     for arguments in ('io -c "read -v 0 4M" a.qcow2', "info --output json a.qcow2"):

@@ -29,7 +29,7 @@ from imgtool.formats.qcow2.check.refcounts import RefcountCheck
 from imgtool.formats.qcow2.check.state import Charges, State
 from imgtool.formats.qcow2.check.survey import count_references, count_structures, new_state
 from imgtool.formats.qcow2.header import Header, read_header
-from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps
+from imgtool.formats.qcow2.repair.bitmaps import sound_bitmaps, without_bitmaps
 from imgtool.formats.qcow2.repair.copied import repair_copied
 from imgtool.formats.qcow2.repair.fresh import Fresh
 from imgtool.formats.qcow2.repair.header import switch_header
@@ -268,7 +268,26 @@ class _Repair:
         state, tables = self._walk(Findings(CheckResult()))
         Split(state).data(tables)
         state.release()
+        if self._bitmaps and self._too_many():
+            self._drop_bitmaps_that_overlap()
         return True
+
+    def _too_many(self) -> bool:
+        """Whether anything is referred to more often than can be counted."""
+        state, _ = self._walk(Findings(CheckResult()))
+        needed = Split(state).needed
+        state.release()
+        return needed
+
+    def _drop_bitmaps_that_overlap(self) -> None:
+        """Drop the bitmaps if it is they that lie upon something, or upon each other."""
+        kept = self._header, self._bitmaps
+        self._header, self._bitmaps = without_bitmaps(self._header), []
+        if self._too_many():
+            self._header, self._bitmaps = kept
+            return
+        self._findings.corruption("Dropping all bitmaps: they lie upon other structures")
+        switch_header(self._storage, self._header)
 
     def _repair_refcounts(self, survey: _Survey) -> _Survey:
         state, refcounts = survey.state, survey.refcounts

@@ -35,7 +35,11 @@ def sound_bitmaps(
     if not reason:
         return header, bitmaps
     findings.corruption(f"Dropping all bitmaps: {reason[0]}")
-    dropped = header.with_extension(ExtensionType.BITMAPS, None)._replace(
+    return without_bitmaps(header), []
+
+
+def without_bitmaps(header: Header) -> Header:
+    """The header of an image whose bitmaps are dropped."""
+    return header.with_extension(ExtensionType.BITMAPS, None)._replace(
         autoclear=header.autoclear & ~Autoclear.BITMAPS,
     )
-    return dropped, []

@@ -63,6 +63,18 @@ def recorded_path(name: str) -> str:
     return name if name[protocol.end() :].startswith("//") or os.name == "nt" else f"./{name}"
 
 
+def identity_of(path: str) -> tuple[int, int] | None:
+    """What tells the file at ``path``, links followed, from others; None if there is none.
+
+    It is the ``identity`` that its storage has.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def same_file(first: str, second: str) -> bool:
     """Whether two paths lead, links followed, to one file, existing or yet to be made."""
     if os.path.realpath(first) == os.path.realpath(second):

@@ -18,7 +18,7 @@ from imgtool.chain import Opener, Reference
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, CorruptImage, ImageError
 from imgtool.extent import Extent, Kind, coalesce
-from imgtool.names import file_path
+from imgtool.names import file_path, identity_of
 from imgtool.ops.check import check
 from imgtool.ops.convert import blocks, convert
 from imgtool.ops.convert.plan import Window, windows
@@ -284,10 +284,7 @@ def _replacing(target: str) -> Iterator[str]:
 
 def _judge_replaced(final: str, old: FileStorage | None, target: str) -> None:
     """Refuse to replace what has come to be there since ``old``, or nothing, was."""
-    found = None
-    with contextlib.suppress(FileNotFoundError):
-        status = os.stat(final)
-        found = (status.st_dev, status.st_ino)
+    found = identity_of(final)
     if found is not None and found != (None if old is None else old.identity):
         raise ImageError("It is another file by now, and is not replaced", filename=target)
 

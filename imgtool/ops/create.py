@@ -20,7 +20,7 @@ from imgtool.chain import Opener, Reference, Source
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption, ImageError, ReadOnly
 from imgtool.format import Format, NewImage
-from imgtool.names import file_path, recorded_path, same_file
+from imgtool.names import file_path, identity_of, recorded_path, same_file
 from imgtool.secrets import Secret, Secrets
 from imgtool.storage.base import Storage
 from imgtool.units import parse_size
@@ -355,8 +355,7 @@ def _discard(storage: Any, held: io.FileIO | None) -> None:
 
 def _unlink(storage: Any) -> bool:
     with contextlib.suppress(OSError):
-        status = os.stat(storage.name)
-        if (status.st_dev, status.st_ino) == storage.identity:
+        if identity_of(storage.name) == storage.identity:
             # Of a link that led nowhere it is what the link names that was made.
             os.unlink(os.path.realpath(storage.name))
             return True

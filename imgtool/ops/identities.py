@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterator
 
 from imgtool.device import BlockDevice
 from imgtool.errors import BadOption
+from imgtool.names import identity_of
 from imgtool.storage.base import Storage
 
 
@@ -24,14 +24,11 @@ def refuse_files_that_are_read(target: str | Storage, read: set[Hashable]) -> No
 
     Locks alone do not see it: not where they are not taken (-U), nor where a file is replaced.
     """
-    if isinstance(target, Storage):
-        found = target.identity
-    elif os.path.exists(target):
-        status = os.stat(target)
-        found = (status.st_dev, status.st_ino)
-    else:
-        return
-    if found in read:
+    try:
+        found = target.identity if isinstance(target, Storage) else identity_of(target)
+    except OSError:
+        return  # whoever opens it says so
+    if found is not None and found in read:
         raise BadOption(
             "The target would overwrite a file that is being read",
             filename=target if isinstance(target, str) else target.name,
